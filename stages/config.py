@@ -1,0 +1,92 @@
+"""What a stage's settings are: typed fields, which of them enter the key, which are outside bytes.
+
+Light on purpose: the orchestrator imports every stage's config without that stage's libraries.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, get_args
+
+from pydantic import BaseModel, ConfigDict
+
+from storage.digests import Digests
+
+
+class _How:
+    """Marks a field that says how the work is done, not what comes out of it: it stays out of the key."""
+
+
+class _Source:
+    """Marks a path whose bytes, never whose name, enter the key."""
+
+    def __init__(self, folder: bool):
+        self.folder = folder
+
+
+class How:
+    """`device: How[str] = "auto"`: a field that cannot change the output (beyond rounding)."""
+
+    def __class_getitem__(cls, item: Any) -> Any:
+        return Annotated[item, _How()]
+
+
+SourceFile = Annotated[Path, _Source(folder=False)]
+SourceFiles = Annotated[dict[str, Path], _Source(folder=False)]
+SourceDir = Annotated[Path, _Source(folder=True)]
+
+
+class StageConfig(BaseModel):
+    """Base of every stage's config. A stage states here, once, all that its key is made of."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+
+    STAGE: ClassVar[str]
+    VERSION: ClassVar[int]  # raised when the stage's output changes
+    KIND: ClassVar[str]  # the kind of artifact it makes
+    INPUTS: ClassVar[tuple[str, ...]] = ()  # the kinds it reads
+    LIBRARIES: ClassVar[tuple[str, ...]] = ()  # packages whose versions change the output
+    CODE: ClassVar[tuple[str, ...]] = ()  # folders whose sources make the output, beside stages/<STAGE>
+
+    def key_fields(self) -> dict[str, Any]:
+        """The fields that change the output, as JSON values; sources are left to `sources`."""
+        left_out = {name for name in type(self).model_fields if self._mark(name, _How) or self._mark(name, _Source)}
+        return self.model_dump(mode="json", exclude=left_out)
+
+    def source_paths(self) -> dict[str, tuple[Path, bool]]:
+        """Outside files and folders that the stage reads: field -> (path, is it a folder).
+
+        A field may hold one path, or a mapping of paths: then each is named "<field>.<name>".
+        """
+        found = {}
+        for name in type(self).model_fields:
+            mark, value = self._mark(name, _Source), getattr(self, name)
+            if mark is not None and value is not None:
+                paths = {f"{name}.{part}": p for part, p in value.items()} if isinstance(value, dict) else {name: value}
+                found |= {named: (path, mark.folder) for named, path in paths.items()}
+        return found
+
+    def sources(self, digests: Digests) -> dict[str, str]:
+        """Digests of all outside bytes that enter the key. A stage with more than path fields extends it.
+
+        Raises FileNotFoundError naming the field and the path.
+        """
+        if problems := self.problems():
+            raise FileNotFoundError("; ".join(problems))
+        return {name: digests.folder(path) if folder else digests.file(path)
+                for name, (path, folder) in self.source_paths().items()}
+
+    def problems(self) -> list[str]:
+        """What is wrong with the settings as a whole and can be seen before anything starts."""
+        return [f"{self.STAGE}.{name}: no {'folder' if folder else 'file'} {path}"
+                for name, (path, folder) in self.source_paths().items()
+                if not (path.is_dir() if folder else path.is_file())]
+
+    @classmethod
+    def _mark(cls, name: str, kind: type) -> Any:
+        field = cls.model_fields[name]
+        return next((mark for mark in [*field.metadata, *_marks(field.annotation)] if isinstance(mark, kind)), None)
+
+
+def _marks(annotation: Any) -> list[Any]:
+    """Marks at any depth of a type: `SourceFile | None` carries its mark inside the union."""
+    own = list(getattr(annotation, "__metadata__", ()))
+    return own + [mark for part in get_args(annotation) for mark in _marks(part)]

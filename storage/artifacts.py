@@ -1,0 +1,154 @@
+"""Artifacts: what one stage run made. Immutable, named by their key, there when manifest.json is there."""
+
+from __future__ import annotations  # a method is called `list`
+
+import datetime
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import pyarrow as pa
+
+from storage.errors import CorruptArtifact, MissingArtifact
+from storage.ledger import Ledger
+from storage.store import Store
+
+KINDS = ("samples", "frames", "features", "checkpoint", "report")
+MANIFEST, LEDGER_FILE, PARTIAL = "manifest.json", "ledger.parquet", "partial"
+
+
+class _Folder:
+    """Named files of one folder of a store."""
+
+    def __init__(self, store: Store, folder: str):
+        self.store, self.folder = store, folder
+
+    def exists(self, name: str) -> bool:
+        return self.store.exists(f"{self.folder}/{name}")
+
+    def list(self) -> list[str]:
+        return self.store.list(self.folder)
+
+    def read_bytes(self, name: str) -> bytes:
+        return self.store.read_bytes(f"{self.folder}/{name}")
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read_bytes(name))
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        return self.store.read_table(f"{self.folder}/{name}", columns)
+
+    def open(self, name: str) -> IO[bytes]:
+        return self.store.open(f"{self.folder}/{name}")
+
+
+class _WritableFolder(_Folder):
+    def write_bytes(self, name: str, data: bytes) -> None:
+        with self.create(name) as file:
+            file.write(data)
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode())
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        self.store.write_table(f"{self.folder}/{name}", table)
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[IO[bytes]]:
+        """A file to write; it appears when the block ends without an exception."""
+        with self.store.create(f"{self.folder}/{name}") as file:
+            yield file
+
+
+class Artifact(_Folder):
+    """A published artifact, to read. Raises MissingArtifact when there is none under this key."""
+
+    def __init__(self, store: Store, kind: str, key: str):
+        super().__init__(store, folder_of(kind, key))
+        self.kind, self.key = kind, key
+        try:
+            self.manifest: dict[str, Any] = self.read_json(MANIFEST)
+        except FileNotFoundError:
+            raise MissingArtifact(f"no {kind} artifact {key} in {store.url}: run the stage that makes it") from None
+        except ValueError as error:
+            raise CorruptArtifact(f"{store.url}/{self.folder}/{MANIFEST} is not JSON ({error}): delete the folder "
+                                  "and run the stage again") from None
+
+    def ledger(self) -> pa.Table:
+        return self.read_table(LEDGER_FILE)
+
+    def verify(self) -> None:
+        """Hash every data file against the manifest. Raises CorruptArtifact naming the first that differs."""
+        for name, recorded in self.manifest["files"].items():
+            if not self.exists(name):
+                raise CorruptArtifact(f"{self.store.url}/{self.folder}/{name} is gone: run the stage with --force")
+            if (found := _digest(self, name)) != recorded["sha256"]:
+                raise CorruptArtifact(f"{self.store.url}/{self.folder}/{name} has SHA-256 {found}, its manifest "
+                                      f"says {recorded['sha256']}: run the stage with --force")
+
+
+class Draft(_WritableFolder):
+    """An artifact in the making. Readers see nothing of it until `publish`, which writes the manifest last.
+
+    `partial` holds work in progress: it survives a kill, so that the next run takes up what was finished,
+    and goes when the artifact is published.
+    """
+
+    def __init__(self, store: Store, kind: str, key: str):
+        if kind not in KINDS:
+            raise ValueError(f"{kind!r} is no kind of artifact; kinds: {', '.join(KINDS)}")
+        super().__init__(store, folder_of(kind, key))
+        self.kind, self.key = kind, key
+        self.partial = _WritableFolder(store, f"{self.folder}/{PARTIAL}")
+
+    def publish(self, ledger: Ledger, about: dict[str, Any]) -> Artifact:
+        """Write ledger.parquet, then manifest.json: from here on the artifact exists."""
+        names = [name for name in self.list() if name not in (MANIFEST, LEDGER_FILE, PARTIAL)]
+        files = {name: {"bytes": self.store.size(f"{self.folder}/{name}"), "sha256": _digest(self, name)}
+                 for name in names}
+        self.write_table(LEDGER_FILE, ledger.table())
+        created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+        self.write_json(MANIFEST, about | {"kind": self.kind, "key": self.key, "created": created,
+                                           "counts": ledger.counts(), "files": files})
+        self.store.delete(f"{self.folder}/{PARTIAL}")
+        return Artifact(self.store, self.kind, self.key)
+
+    def discard(self) -> None:
+        """Take the artifact and its work in progress away; its manifest goes first, so no reader sees half."""
+        self.store.delete(f"{self.folder}/{MANIFEST}")
+        self.store.delete(self.folder)
+
+
+def folder_of(kind: str, key: str) -> str:
+    return f"artifacts/{kind}/{key}"
+
+
+def is_published(store: Store, kind: str, key: str) -> bool:
+    return store.exists(f"{folder_of(kind, key)}/{MANIFEST}")
+
+
+def published(store: Store, kind: str) -> list[Artifact]:
+    """All published artifacts of a kind, newest first."""
+    keys = [key for key in store.list(f"artifacts/{kind}") if is_published(store, kind, key)]
+    return sorted((Artifact(store, kind, key) for key in keys), key=lambda a: a.manifest["created"], reverse=True)
+
+
+def find(store: Store, prefix: str) -> Artifact:
+    """The one artifact whose key starts with `prefix`. Raises MissingArtifact when none or several do."""
+    found = [(kind, key) for kind in KINDS for key in store.list(f"artifacts/{kind}")
+             if key.startswith(prefix) and is_published(store, kind, key)]
+    if len(found) != 1:
+        among = ", ".join(f"{kind} {key[:16]}" for kind, key in found) or "none"
+        raise MissingArtifact(f"{len(found)} artifacts in {store.url} have a key beginning {prefix!r} ({among}); "
+                              "`malmm artifacts ls` lists them all")
+    return Artifact(store, *found[0])
+
+
+def _digest(folder: _Folder, name: str) -> str:
+    with folder.open(name) as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

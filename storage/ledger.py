@@ -1,0 +1,46 @@
+"""The ledger: one row an item, so that a failed item is recorded and never replaced or dropped."""
+
+from collections import Counter
+
+import pyarrow as pa
+
+from storage.tables import LEDGER
+
+STATUSES = ("done", "reused", "failed", "skipped")
+
+
+class Ledger:
+    """Collects what became of each item; a later entry of an id replaces the earlier one.
+
+    `before`: the ledger of an earlier, unfinished try, whose attempts are counted on.
+    """
+
+    def __init__(self, before: pa.Table | None = None):
+        self._attempts = dict(zip(*(before[c].to_pylist() for c in ("id", "attempts")))) if before else {}
+        self._rows: dict[str, tuple[str, str | None, str | None, float | None]] = {}
+
+    def done(self, id: str, seconds: float | None = None) -> None:
+        self._rows[id] = ("done", None, None, seconds)
+
+    def reused(self, id: str) -> None:
+        self._rows[id] = ("reused", None, None, None)
+
+    def failed(self, id: str, error: BaseException, seconds: float | None = None) -> None:
+        self._rows[id] = ("failed", type(error).__name__, str(error), seconds)
+
+    def skipped(self, id: str, message: str) -> None:
+        self._rows[id] = ("skipped", None, message, None)
+
+    def counts(self) -> dict[str, int]:
+        """Items by status, every status named."""
+        found = Counter(row[0] for row in self._rows.values())
+        return {status: found[status] for status in STATUSES}
+
+    def table(self) -> pa.Table:
+        """The LEDGER table, sorted by id. Reused and skipped items were not attempted in this run."""
+        rows = []
+        for id in sorted(self._rows):
+            status, error, message, seconds = self._rows[id]
+            tried = self._attempts.get(id, 0) + (status in ("done", "failed"))
+            rows.append(dict(id=id, status=status, error=error, message=message, attempts=tried, seconds=seconds))
+        return pa.Table.from_pylist(rows, schema=LEDGER)

@@ -1,0 +1,110 @@
+"""A store: one place, by fsspec URL, where bytes are put whole and read back. Local disk, memory, S3."""
+
+from __future__ import annotations  # a method is called `list`
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+class Store:
+    """Bytes under a URL. Names are relative, with "/" between parts.
+
+    A write is whole or absent: on a local disk it goes beside and is renamed; object stores put atomically.
+    """
+
+    def __init__(self, url: str | Path):
+        text = os.fspath(url)
+        self.fs, self.root = fsspec.core.url_to_fs(text if "://" in text else os.path.abspath(text))
+        self.root = self.root.rstrip("/")
+        self.url = self.fs.unstrip_protocol(self.root)
+        self.local = Path(self.root) if "file" in _protocols(self.fs) else None
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def path(self, name: str) -> str:
+        """The file system's own path of `name`. Raises ValueError when it would leave the store."""
+        if name.startswith("/") or ".." in name.split("/"):
+            raise ValueError(f"{name!r} leaves the store {self.url}")
+        return f"{self.root}/{name}"
+
+    def exists(self, name: str) -> bool:
+        return self.fs.exists(self.path(name))
+
+    def read_bytes(self, name: str) -> bytes:
+        return self.fs.cat_file(self.path(name))
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """Read one Parquet file. `columns` reads only those."""
+        if self.local is not None:
+            return pq.read_table(self.path(name), columns=columns, memory_map=True, partitioning=None)
+        with self.fs.open(self.path(name), "rb") as file:
+            return pq.read_table(file, columns=columns)
+
+    def open(self, name: str) -> IO[bytes]:
+        return self.fs.open(self.path(name), "rb")
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        with self.create(name) as file:
+            file.write(data)
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write one Parquet file (zstd; the same table always gives the same bytes)."""
+        with self.create(name) as file:
+            # Candidate answers repeat a hundred times each: a large dictionary page keeps them as integers.
+            pq.write_table(table, file, compression="zstd", dictionary_pagesize_limit=1 << 26)
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[IO[bytes]]:
+        """A file to write that appears under `name` when the block ends, and not at all when it raises."""
+        path = self.path(name)
+        if self.local is None:
+            with tempfile.SpooledTemporaryFile(max_size=1 << 26) as beside:
+                yield beside
+                beside.seek(0)
+                with self.fs.open(path, "wb") as file:
+                    shutil.copyfileobj(beside, file, 1 << 20)
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        beside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            with open(beside, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)
+            raise
+
+    def list(self, folder: str) -> list[str]:
+        """Names of the entries right below `folder`, sorted; none where it does not exist."""
+        try:
+            entries = self.fs.ls(self.path(folder), detail=False, refresh=True)
+        except FileNotFoundError:
+            return []
+        names = sorted(entry.rstrip("/").rsplit("/", 1)[1] for entry in entries)
+        return [name for name in names if not name.endswith(".tmp")]
+
+    def size(self, name: str) -> int:
+        """Bytes of a file, or of all files below a folder."""
+        return int(self.fs.du(self.path(name)))
+
+    def delete(self, name: str) -> None:
+        """Remove a file or a whole folder; nothing happens where there is none."""
+        if self.exists(name):
+            self.fs.rm(self.path(name), recursive=True)
+
+
+def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
