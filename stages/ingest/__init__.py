@@ -1,0 +1,1 @@
+"""Annotation formats to one table of samples."""
