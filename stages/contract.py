@@ -170,7 +170,8 @@ def _keep_failure(job: Job, error: Exception) -> None:
     """Leave the ledger and the cause beside the draft, for `malmm status` and for counting attempts."""
     with contextlib.suppress(OSError):  # a store that takes no more bytes must not hide the first cause
         job.draft.partial.write_table("ledger.parquet", job.ledger.table())
-        job.draft.partial.write_json("failure.json", {"error": type(error).__name__, "message": str(error)})
+        job.draft.partial.write_json("failure.json", {"error": type(error).__name__, "message": str(error),
+                                                        "counts": job.ledger.counts()})
 
 
 @contextlib.contextmanager

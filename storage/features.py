@@ -256,3 +256,13 @@ def _map_shard(array: zarr.Array, folder: Path) -> np.ndarray | None:
         index = np.frombuffer(file.read(16 * chunks), "<u8").reshape(-1, 2)
     in_order = (index[:, 0] == np.arange(chunks, dtype=np.uint64) * length).all() and (index[:, 1] == length).all()
     return np.memmap(path, array.dtype, "r", shape=(rows, dim)) if in_order else None
+
+
+def orphans(store: Store) -> list[str]:
+    """Shards that no index part names: what a writer killed between the two left. Safe to delete when none runs."""
+    found = []
+    for encoder in store.list("features"):
+        named = {name.removesuffix(".parquet") for name in store.list(f"features/{encoder}/index")}
+        found += [f"features/{encoder}/shards/{name}" for name in store.list(f"features/{encoder}/shards")
+                  if name.removesuffix(".zarr") not in named]
+    return found

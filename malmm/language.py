@@ -1,0 +1,287 @@
+"""A frozen causal language model that reads visual tokens and text.
+
+Sequences are laid out as [left padding][text before][visual tokens][text after][answer][EOS][right padding], so that
+the answers of a batch start at one position and only their logits are computed.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache, GenerationConfig
+
+from malmm.initial import seeded_normal
+from malmm.prompt import Prompt
+
+VISUAL, PAD = -1, -2  # stand-ins for token ids at places that hold no token
+Quantization = Literal["nf4", "none"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (Hu et al., 2022) on all linear layers of the language model but its head."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.05
+
+
+class LanguageModel(nn.Module):
+    """
+    A causal LM of transformers from a local directory (config.json, *.safetensors, tokenizer files).
+
+    quantization: "nf4" holds linear layers as 4-bit NormalFloat (Dettmers et al., 2023) by bitsandbytes, "none" in
+    ``precision`` ("fp32" or "bf16"), which is also the type of computation. All weights are frozen but LoRA's.
+    Raises OSError (of transformers) if the directory lacks a file, ValueError if the tokenizer has no EOS.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        quantization: Quantization = "nf4",
+        precision: Literal["fp32", "bf16"] = "fp32",
+        device: str = "cpu",
+        lora: Lora | None = None,
+        seed: int = 42,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError(f"{path}: the tokenizer has no EOS token, so an answer would have no end")
+        dtype = DTYPES[precision]
+        quantized = None
+        if quantization == "nf4":
+            quantized = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+            )
+        self.model = AutoModelForCausalLM.from_pretrained(
+            path,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=dtype,
+            quantization_config=quantized,
+            device_map={"": device},
+        ).requires_grad_(False)
+        if lora is not None:
+            self.model = _with_lora(self.model, lora, seed)
+        self.eos, bos = self.tokenizer.eos_token_id, self.tokenizer.bos_token_id
+        # What the tokenizer puts in front of a text (BOS); like the official code, in front of the first text, not of
+        # visual tokens that come before it.
+        self.start = [token for token in self.tokenizer("")["input_ids"] if token != self.eos or token == bos]
+        # Text may hold no answer over several lines, so a new line ends a generated answer as EOS does.
+        self.stops = [self.eos] + [
+            index
+            for token, index in self.tokenizer.get_vocab().items()
+            if index != self.eos and ("\n" in token or "Ċ" in token or token == "<0x0A>")
+        ]
+
+    @property
+    def hidden(self) -> int:
+        """Width of the input embeddings."""
+        return self.model.get_input_embeddings().embedding_dim
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    def count(self, text: str) -> int:
+        """Tokens of ``text``, special ones left out."""
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def answer_ids(self, prompt: Prompt, answers: Sequence[str]) -> list[list[int]]:
+        """Token ids of each answer, as they would follow the prompt after a space, and EOS."""
+        # A tokenizer may mark the start of a text, so answers are tokenised behind the prompt's last character.
+        anchor = prompt.after[-1:] or "."
+        space = "" if anchor.isspace() else " "
+        head = self.tokenizer(anchor, add_special_tokens=False)["input_ids"]
+        texts = [anchor + space + " ".join(answer.split()) if answer.split() else anchor for answer in answers]
+        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        for row, answer in zip(rows, answers, strict=True):
+            if row[: len(head)] != head:
+                raise ValueError(f"answer {answer!r} cannot be told from the end of its prompt {prompt.after!r}")
+        return [row[len(head) :] + [self.eos] for row in rows]
+
+    def prompt_ids(self, prompt: Prompt, visual: int) -> list[int]:
+        """Token ids of a prompt, with ``visual`` times VISUAL where the visual tokens go."""
+        before = self.tokenizer(prompt.before, add_special_tokens=False)["input_ids"] if prompt.before else []
+        after = self.tokenizer(prompt.after, add_special_tokens=False)["input_ids"]
+        if before:
+            return self.start + before + [VISUAL] * visual + after
+        return [VISUAL] * visual + self.start + after
+
+    def answer_loss(
+        self, prefix: Tensor, prefix_mask: Tensor, prompts: Sequence[Prompt], answers: Sequence[str]
+    ) -> tuple[Tensor, int]:
+        """
+        prefix (B,P,hidden) float, prefix_mask (B,P) bool, B prompts and answers.
+        Returns the negative log-likelihood summed over all tokens of the answers and their EOS (float32 scalar), and
+        the number of those tokens.
+        """
+        targets = [self.answer_ids(p, [a])[0] for p, a in zip(prompts, answers, strict=True)]
+        embeds, mask = self._embed(prefix, prefix_mask, prompts, targets)
+        longest = max(map(len, targets))
+        labels = _pad(targets, longest, -100, self.device)
+        logits = self.model(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=_positions(mask),
+            logits_to_keep=longest + 1,
+            use_cache=False,
+        ).logits[:, :-1]
+        loss = F.cross_entropy(
+            rearrange(logits.float(), "b t v -> (b t) v"), rearrange(labels, "b t -> (b t)"), reduction="sum"
+        )
+        return loss, sum(map(len, targets))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prefix: Tensor,
+        prefix_mask: Tensor,
+        prompts: Sequence[Prompt],
+        beams: int = 1,
+        max_new_tokens: int = 30,
+        length_penalty: float = 1.0,
+    ) -> list[str]:
+        """Answers (greedy, or the best of ``beams``), ended by EOS or a new line; shapes as in answer_loss."""
+        embeds, mask = self._embed(prefix, prefix_mask, prompts)
+        config = GenerationConfig(
+            do_sample=False,
+            num_beams=beams,
+            max_new_tokens=max_new_tokens,
+            length_penalty=length_penalty,
+            eos_token_id=self.stops,
+            pad_token_id=self.eos,
+        )
+        ids = self.model.generate(inputs_embeds=embeds, attention_mask=mask, generation_config=config)
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [text.lstrip().split("\n")[0].strip() for text in texts]
+
+    @torch.no_grad()
+    def rank(
+        self, prefix: Tensor, prefix_mask: Tensor, prompt: Prompt, candidates: Sequence[str], chunk: int = 256
+    ) -> Tensor:
+        """
+        prefix (P,hidden), prefix_mask (P,), C candidates -> (C,) float32 on the CPU: mean log-likelihood of a
+        candidate's tokens and its EOS.
+
+        The prompt goes through the model once, and candidates share its keys and values. They also share those of the
+        tokens that they begin with: a trie of their tokens goes through the model as one sequence in which each token
+        sees the prompt and its own ancestors alone (tree attention), ``chunk`` tokens at a time.
+        """
+        if not candidates:
+            return torch.empty(0)
+        embeds, mask = self._embed(prefix[None], prefix_mask[None], [prompt])
+        out = self.model(inputs_embeds=embeds, attention_mask=mask, use_cache=True, logits_to_keep=1)
+        rows = [tuple(row) for row in self.answer_ids(prompt, candidates)]
+        scores: dict[tuple[int, ...], float] = {}
+        for trie in _tries(sorted(set(rows)), chunk):
+            logprobs = out.logits[:, -1]
+            if trie.tokens:
+                seen = F.pad(trie.ancestry().to(self.device), (embeds.shape[1], 0), value=True)
+                hidden = torch.zeros(seen.shape, dtype=embeds.dtype, device=self.device)
+                depths = torch.tensor([trie.depths], device=self.device)
+                following = self.model(
+                    input_ids=torch.tensor([trie.tokens], device=self.device),
+                    attention_mask=hidden.masked_fill(~seen, torch.finfo(embeds.dtype).min)[None, None],
+                    position_ids=embeds.shape[1] + depths,
+                    past_key_values=DynamicCache([(c.keys, c.values) for c in out.past_key_values.layers]),
+                    use_cache=True,
+                )
+                logprobs = torch.cat([logprobs, following.logits[0]])
+            logprobs = logprobs.float().log_softmax(-1)
+            for row, nodes in trie.paths.items():
+                scores[row] = logprobs[nodes, list(row)].mean().item()
+        return torch.tensor([scores[row] for row in rows], dtype=torch.float32)
+
+    def _embed(
+        self,
+        prefix: Tensor,
+        prefix_mask: Tensor,
+        prompts: Sequence[Prompt],
+        answers: Sequence[Sequence[int]] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Input embeddings (B,T,hidden) and attention mask (B,T) bool."""
+        rows = [self.prompt_ids(p, n) for p, n in zip(prompts, prefix_mask.sum(1).tolist(), strict=True)]
+        width = max(map(len, rows))
+        ids = _pad([row[::-1] for row in rows], width, PAD, self.device).flip(1)
+        if answers is not None:
+            ids = torch.cat([ids, _pad(answers, max(map(len, answers)), PAD, self.device)], dim=1)
+        words = self.model.get_input_embeddings()(ids.clamp(min=0))
+        visual = prefix[prefix_mask].to(words.dtype)  # row by row, which is the order of masked_scatter
+        return words.masked_scatter((ids == VISUAL)[..., None], visual), ids != PAD
+
+
+def _with_lora(model: nn.Module, lora: Lora, seed: int) -> nn.Module:
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(model, config)
+    with torch.no_grad():  # peft draws from the global generator; here a seed decides (B is zero already)
+        for name, parameter in model.named_parameters():
+            if "lora_A" in name:
+                std = (3.0 * parameter.shape[1]) ** -0.5
+                parameter.copy_(seeded_normal(parameter.shape, seed, name, std))
+    return model
+
+
+def _pad(rows: Sequence[Sequence[int]], width: int, value: int, device: torch.device) -> Tensor:
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], device=device)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """(B,T) bool -> (B,T) int64: the place of each token among those that are there."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+@dataclass
+class _Trie:
+    """
+    Token sequences merged where they begin alike. Node 0 is the prompt's end; node n > 0 holds ``tokens[n - 1]``, below
+    ``parents[n - 1]``, ``depths[n - 1]`` tokens after the first. ``paths``: for each sequence the nodes that predict
+    its tokens.
+    """
+
+    tokens: list[int]
+    parents: list[int]
+    depths: list[int]
+    paths: dict[tuple[int, ...], list[int]]
+
+    def ancestry(self) -> Tensor:
+        """(N,N) bool: row n - 1 is True at n itself and at its ancestors."""
+        seen = torch.eye(len(self.tokens), dtype=torch.bool)
+        for node, parent in enumerate(self.parents):  # a parent comes before its children
+            if parent:
+                seen[node] |= seen[parent - 1]
+        return seen
+
+
+def _tries(rows: Sequence[tuple[int, ...]], limit: int) -> Iterator[_Trie]:
+    """Sorted sequences, in tries of about ``limit`` nodes. A sequence's last token is predicted, but predicts nothing."""
+    trie, children = _Trie([], [], [], {}), {}
+    for row in rows:
+        if trie.paths and len(trie.tokens) + len(row) > limit:
+            yield trie
+            trie, children = _Trie([], [], [], {}), {}
+        nodes = [0]
+        for depth, token in enumerate(row[:-1]):
+            key = (nodes[-1], token)
+            if key not in children:
+                trie.tokens.append(token)
+                trie.parents.append(nodes[-1])
+                trie.depths.append(depth)
+                children[key] = len(trie.tokens)
+            nodes.append(children[key])
+        trie.paths[row] = nodes
+    yield trie
