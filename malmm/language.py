@@ -4,7 +4,7 @@ Sequences are laid out as [left padding][text before][visual tokens][text after]
 the answers of a batch start at one position and only their logits are computed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -166,7 +166,7 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def rank(
-        self, prefix: Tensor, prefix_mask: Tensor, prompt: Prompt, candidates: Sequence[str], chunk: int = 256
+        self, prefix: Tensor, prefix_mask: Tensor, prompt: Prompt, candidates: Sequence[str], chunk: int = 128
     ) -> Tensor:
         """
         prefix (P,hidden), prefix_mask (P,), C candidates -> (C,) float32 on the CPU: mean log-likelihood of a
@@ -174,7 +174,7 @@ class LanguageModel(nn.Module):
 
         The prompt goes through the model once, and candidates share its keys and values. They also share those of the
         tokens that they begin with: a trie of their tokens goes through the model as one sequence in which each token
-        sees the prompt and its own ancestors alone (tree attention), ``chunk`` tokens at a time.
+        sees the prompt and its own ancestors alone (tree attention), ``chunk`` candidates at a time.
         """
         if not candidates:
             return torch.empty(0)
@@ -182,7 +182,9 @@ class LanguageModel(nn.Module):
         out = self.model(inputs_embeds=embeds, attention_mask=mask, use_cache=True, logits_to_keep=1)
         rows = [tuple(row) for row in self.answer_ids(prompt, candidates)]
         scores: dict[tuple[int, ...], float] = {}
-        for trie in _tries(sorted(set(rows)), chunk):
+        unique = sorted(set(rows))
+        for start in range(0, len(unique), chunk):
+            trie = _trie(unique[start : start + chunk])
             logprobs = out.logits[:, -1]
             if trie.tokens:
                 seen = F.pad(trie.ancestry().to(self.device), (embeds.shape[1], 0), value=True)
@@ -267,13 +269,10 @@ class _Trie:
         return seen
 
 
-def _tries(rows: Sequence[tuple[int, ...]], limit: int) -> Iterator[_Trie]:
-    """Sorted sequences, in tries of about ``limit`` nodes. A sequence's last token is predicted, but predicts nothing."""
+def _trie(rows: Sequence[tuple[int, ...]]) -> _Trie:
+    """The trie of the sequences but for their last tokens, which are predicted but predict nothing."""
     trie, children = _Trie([], [], [], {}), {}
     for row in rows:
-        if trie.paths and len(trie.tokens) + len(row) > limit:
-            yield trie
-            trie, children = _Trie([], [], [], {}), {}
         nodes = [0]
         for depth, token in enumerate(row[:-1]):
             key = (nodes[-1], token)
@@ -284,4 +283,4 @@ def _tries(rows: Sequence[tuple[int, ...]], limit: int) -> Iterator[_Trie]:
                 children[key] = len(trie.tokens)
             nodes.append(children[key])
         trie.paths[row] = nodes
-    yield trie
+    return trie

@@ -135,7 +135,7 @@ class MultimodalModel(nn.Module):
         return self.language.generate(prefix, mask, self.prompts(batch), beams, max_new_tokens, length_penalty)
 
     @torch.no_grad()
-    def rank(self, batch: Batch, candidates: Sequence[Sequence[str]], chunk: int = 256) -> list[Tensor]:
+    def rank(self, batch: Batch, candidates: Sequence[Sequence[str]], chunk: int = 128) -> list[Tensor]:
         """Per sample, the mean log-likelihood of its candidates' tokens (EOS included): float32 (C,), on the CPU."""
         prefix, mask = self.prefix(batch)
         return [

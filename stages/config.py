@@ -6,7 +6,7 @@ Light on purpose: the orchestrator imports every stage's config without that sta
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from storage.digests import Digests
 
@@ -46,9 +46,19 @@ class StageConfig(BaseModel):
     LIBRARIES: ClassVar[tuple[str, ...]] = ()  # packages whose versions change the output
     CODE: ClassVar[tuple[str, ...]] = ()  # folders whose sources make the output, beside stages/<STAGE>
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _whole_paths(cls, value: Any) -> Any:
+        """A request must mean the same wherever its stage runs: paths are made absolute."""
+        if isinstance(value, Path):
+            return value.expanduser().absolute()
+        if isinstance(value, dict) and all(isinstance(p, Path) for p in value.values()):
+            return {name: p.expanduser().absolute() for name, p in value.items()}
+        return value
+
     def key_fields(self) -> dict[str, Any]:
         """The fields that change the output, as JSON values; sources are left to `sources`."""
-        left_out = {name for name in type(self).model_fields if self._mark(name, _How) or self._mark(name, _Source)}
+        left_out = {name for name in type(self).model_fields if self.in_key(name) != "yes"}
         return self.model_dump(mode="json", exclude=left_out)
 
     def source_paths(self) -> dict[str, tuple[Path, bool]]:
@@ -79,6 +89,11 @@ class StageConfig(BaseModel):
         return [f"{self.STAGE}.{name}: no {'folder' if folder else 'file'} {path}"
                 for name, (path, folder) in self.source_paths().items()
                 if not (path.is_dir() if folder else path.is_file())]
+
+    @classmethod
+    def in_key(cls, name: str) -> str:
+        """Whether a field enters the key: "yes", "bytes" (a file's, never its name) or "no"."""
+        return "no" if cls._mark(name, _How) else "bytes" if cls._mark(name, _Source) else "yes"
 
     @classmethod
     def _mark(cls, name: str, kind: type) -> Any:

@@ -10,6 +10,7 @@ map; any Zarr v3 client reads it as well.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import secrets
@@ -83,6 +84,7 @@ class FeatureBank:
             "rows": counts,
         }, schema=FEATURE_INDEX)
         self.store.write_table(f"{self.folder}/index/{shard}.parquet", index)
+        self._indexes = {}  # read again, with this shard, when next asked
         return shard
 
     def _write_shard(self, shard: str, modality: str, rows: np.ndarray) -> None:
@@ -135,12 +137,14 @@ class FeatureBank:
             item = digests[int(np.flatnonzero(index.rows[at] != 1)[0])]
             raise StorageError(f"{modality} item {item} has several rows: read it with `rows`")
         shards, first = index.shard[at], index.first[at]
-        parts = [(s, np.flatnonzero(shards == s)) for s in np.unique(shards)]
-        if len(parts) == 1:  # the common case needs no second copy
-            return self._shard(index.shards[parts[0][0]])[first]
+        order = np.argsort(shards, kind="stable")
+        begins = np.flatnonzero(np.diff(shards[order], prepend=-1))
         out: np.ndarray | None = None
-        for shard, positions in parts:
-            rows = self._shard(index.shards[shard])
+        for begin, end in itertools.pairwise((*begins, len(order))):
+            positions = order[begin:end]
+            rows = np.asarray(self._shard(index.shards[shards[positions[0]]]))  # a plain array indexes faster than a map
+            if len(begins) == 1:  # the common case needs no second copy
+                return rows[first]
             if out is None:
                 out = np.empty((len(digests), rows.shape[1]), rows.dtype)
             out[positions] = rows[first[positions]]
@@ -159,7 +163,18 @@ class FeatureBank:
         return len(self._indexes[modality].keys) if modality in self._indexes else 0
 
     def _find(self, modality: str, digests: Sequence[str]) -> np.ndarray:
-        self.refresh()
+        """Position of each digest in the index, -1 where it is not there: (n,) int64.
+
+        What others have published since is looked for only when something is missing: on an object store that
+        look costs more than the rows.
+        """
+        at = self._look_up(modality, digests)
+        if (at < 0).any():
+            self.refresh()
+            at = self._look_up(modality, digests)
+        return at
+
+    def _look_up(self, modality: str, digests: Sequence[str]) -> np.ndarray:
         if modality not in self._indexes or not len(digests):
             return np.full(len(digests), -1, np.int64)
         return self._indexes[modality].find(digests)
@@ -210,7 +225,9 @@ class _Index:
         raw = np.frombuffer(data.buffers()[1], np.uint8).reshape(-1, 32)[data.offset:data.offset + len(data)]
         words = np.ascontiguousarray(raw).view(">u8").astype(np.uint64)
         # Among equal digests the last comes first: the later shard is read.
-        order = np.lexsort((-np.arange(len(words)), words[:, 3], words[:, 2], words[:, 1], words[:, 0]))
+        order = len(words) - 1 - np.argsort(words[::-1, 0], kind="stable")
+        if (np.diff(words[order, 0]) == 0).any():  # rare, and the whole sort is much slower
+            order = np.lexsort((-np.arange(len(words)), words[:, 3], words[:, 2], words[:, 1], words[:, 0]))
         words = words[order]
         newest = np.ones(len(words), bool)
         newest[1:] = (words[1:] != words[:-1]).any(axis=1)

@@ -60,7 +60,7 @@ def test_dockerfiles_put_dependencies_before_code(name: str) -> None:
     )
     assert text.rindex("USER ") > text.rindex("RUN ")
     entry = (
-        '["python", "-m", "flows.cli"]' if name == "orchestrator" else f'["python", "-m", "stages.{name}"]'
+        '["python", "-m", "flows"]' if name == "orchestrator" else f'["python", "-m", "stages.{name}"]'
     )
     assert f"ENTRYPOINT {entry}" in text
     uv = pins(ENVS / "orchestrator" / "requirements.txt")["uv"]

@@ -65,7 +65,7 @@ def test_gradients_reach_the_visible_prefix_and_nothing_else(language, prefix):
     assert all(p.grad is None for p in language.parameters())
 
 
-@pytest.mark.parametrize("chunk", [1, 5, 100])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_rank_equals_one_forward_each(language, prefix, chunk):
     candidates = ["yes", "no", "a red circle", "yes", "blue blue blue ground", "", "no "]
     values, mask = prefix[0][1], prefix[1][1]

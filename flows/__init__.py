@@ -1,0 +1,1 @@
+"""The DAG, its runners and the `malmm` command. Knows Prefect; never torch."""

@@ -1,0 +1,260 @@
+"""The `malmm` command. Heavy imports wait inside the commands, so that `--help` and `status` are quick."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="An offline feature pipeline for memory-augmented multimodal models (MA-LMM with ImageBind).")
+artifacts = typer.Typer(no_args_is_help=True, help="Browse what stages have made.")
+env = typer.Typer(no_args_is_help=True, help="Make the stages' environments.")
+app.add_typer(artifacts, name="artifacts")
+app.add_typer(env, name="env")
+
+Config = Annotated[Path, typer.Argument(help="a pipeline's YAML, as in configs/")]
+Overrides = Annotated[list[str], typer.Option("--set", metavar="FIELD=VALUE",
+                                              help="lay a value over the config: --set finetune.epochs=2")]
+StoreUrl = Annotated[str, typer.Option("--store", help="folder or fsspec URL of the store")]
+
+
+@app.command()
+def run(config: Config, set: Overrides = [], force: Annotated[list[str], typer.Option(  # noqa: A002, B006
+        metavar="STAGE", help="make this stage's artifact again though it is there")] = []) -> None:
+    """Run a whole pipeline through Prefect; what is there already is not made again."""
+    from flows.config import STAGES
+
+    _known(force, STAGES)
+    _load(config, set)  # a wrong config must not cost the start of a server
+    _prefect_settings()
+    from flows.pipeline import StageFailed, pipeline
+
+    try:
+        keys = pipeline(str(config), list(set), list(force))
+    except StageFailed as failure:
+        _fail(str(failure), failure.code)
+    _show_report(config, set, keys)
+
+
+@app.command()
+def status(config: Config, set: Overrides = []) -> None:  # noqa: A002, B006
+    """Say how each stage stands - fresh, stale and why, failed, missing - and run nothing."""
+    from flows.config import store_url
+    from flows.plan import plan, statuses
+    from storage import Store
+
+    pipeline = _load(config, set)
+    for status in statuses(plan(pipeline).values(), Store(store_url(pipeline))):
+        counts = ", ".join(f"{number} {name}" for name, number in status.counts.items() if number)
+        typer.echo(f"{status.step.stage:16s} {status.state:8s} {status.step.key[:12]}  {counts or '-'}"
+                   f"{'  ' + status.why if status.why else ''}")
+        for warning in status.warnings:
+            typer.echo(f"{'':16s} warning  {warning}")
+
+
+@app.command()
+def stage(name: Annotated[str, typer.Argument(help="ingest, embed_imagebind, finetune or evaluate")],
+          config: Annotated[Path, typer.Option(help="the pipeline's YAML")], set: Overrides = [],  # noqa: A002, B006
+          force: Annotated[bool, typer.Option(help="make the artifact again though it is there")] = False,
+          only: Annotated[list[str], typer.Option(  # noqa: B006
+              metavar="ITEM", help="work on this item alone, into an artifact of its own")] = []) -> None:
+    """Run one stage by hand, without Prefect, on the artifacts its config leads to."""
+    from flows.config import STAGES
+    from flows.plan import plan
+    from flows.runners import ProcessRunner
+    from flows.terminal import Terminal
+    from storage import Artifact, Store, is_published
+
+    _known([name], STAGES)
+    step = plan(_load(config, set), only={name: tuple(only)}, force=[name] if force else [])[name]
+    store = Store(step.request.store)
+    makers = {c.KIND: s for s, c in STAGES.items()}
+    for kind, key in step.request.inputs.items():
+        if not is_published(store, kind, key):
+            _fail(f"{name} reads {kind} {key[:12]}, which is not there: run `malmm stage {makers[kind]} --config "
+                  f"{config}` first", 65)
+    with Terminal(name) as terminal:
+        if is_published(store, step.kind, step.key) and not force:
+            terminal.reused(Artifact(store, step.kind, step.key))
+        elif code := ProcessRunner().run(step.request, terminal.on_event):
+            raise typer.Exit(code)
+    typer.echo(f"{store.url}/{Artifact(store, step.kind, step.key).folder}")
+
+
+@artifacts.command("ls")
+def artifacts_ls(store: StoreUrl = "store", kind: Annotated[str, typer.Option(help="only this kind")] = "") -> None:
+    """List the artifacts of a store, newest first."""
+    from storage import Store, published
+    from storage.artifacts import KINDS
+
+    _known([kind] if kind else [], KINDS)
+    for artifact in (a for k in KINDS if kind in ("", k) for a in published(Store(store), k)):
+        about = artifact.manifest
+        counts = ", ".join(f"{number} {name}" for name, number in about["counts"].items() if number)
+        size = sum(file["bytes"] for file in about["files"].values())
+        typer.echo(f"{artifact.kind:10s} {artifact.key[:12]}  {about['created'][:19]}  {size / 1e6:9.2f} MB  "
+                   f"{about['label']:16s} {counts}")
+
+
+@artifacts.command("show")
+def artifacts_show(key: Annotated[str, typer.Argument(help="the first digits of its key")], store: StoreUrl = "store",
+                   verify: Annotated[bool, typer.Option(help="hash every file against the manifest")] = False) -> None:
+    """Show an artifact's manifest, and with --verify whether its bytes are what it says."""
+    from storage import Store, find
+
+    artifact = find(Store(store), key)
+    if verify:
+        artifact.verify()
+        typer.echo("every file is what the manifest says", err=True)
+    typer.echo(json.dumps(artifact.manifest, indent=2, ensure_ascii=False))
+
+
+@artifacts.command("gc")
+def artifacts_gc(store: StoreUrl = "store", delete: Annotated[bool, typer.Option(
+        help="remove them; without it they are only listed")] = False) -> None:
+    """List what killed runs left in the feature banks: shards that no index part names."""
+    from storage import Store
+    from storage.features import orphans
+
+    place = Store(store)
+    for name in orphans(place):
+        typer.echo(f"{'deleted' if delete else 'orphan '}  {place.size(name) / 1e6:9.2f} MB  {name}")
+        if delete:
+            place.delete(name)
+
+
+@env.command("sync")
+def env_sync(stages: Annotated[list[str], typer.Argument(help="all, if none is named")] = [],  # noqa: B006
+             force: Annotated[bool, typer.Option(help="make them again though they are current")] = False) -> None:
+    """Make the environments as their locks say; nothing happens where nothing changed."""
+    from flows import environments
+
+    if not environments.sync(stages or environments.NAMES, force=force):
+        typer.echo("every environment is current")
+
+
+@env.command("lock")
+def env_lock(stages: Annotated[list[str], typer.Argument(help="all, if none is named")] = [],  # noqa: B006
+             upgrade: Annotated[bool, typer.Option(help="take the newest versions that fit")] = False) -> None:
+    """Compile envs/<stage>/requirements.in into the locked requirements.txt."""
+    from flows import environments
+
+    environments.lock(stages or (*environments.STAGES, "testing"), upgrade=upgrade)
+
+
+@app.command()
+def doctor(config: Annotated[Path | None, typer.Option(help="check the weights this config names as well")] = None,
+           set: Overrides = []) -> None:  # noqa: A002, B006
+    """Check the machine and every environment; each failure comes with the command that mends it."""
+    from flows import doctor
+
+    files = {}
+    if config is not None:
+        from flows.config import STAGES, read
+
+        values, _ = read(config, set)
+        files = {f"{s}.{f}": Path(values[s][f]) for s in STAGES for f in ("weights", "llm") if values.get(s, {}).get(f)}
+    raise typer.Exit(doctor.run(files=files))
+
+
+@app.command()
+def weights(name: Annotated[str, typer.Argument(help="imagebind_huge")] = "imagebind_huge",
+            url: Annotated[str | None, typer.Option(help="fetch from here instead")] = None,
+            sha256: Annotated[str | None, typer.Option(help="the digest it must have")] = None,
+            to: Annotated[Path | None, typer.Option(help="where to put it")] = None) -> None:
+    """Fetch ImageBind's weights (CC-BY-NC-SA 4.0, yours to accept), resume, and verify their digest."""
+    from flows import weights
+
+    typer.echo(weights.get(name, url, sha256, to))
+
+
+@app.command()
+def demo(store: Annotated[Path, typer.Option(help="folder of the demo's store")] = Path("demo-store"), imagebind_weights: Annotated[Path | None, typer.Option(
+        help="imagebind_huge.pth; without it ImageBind's architecture at tiny size with fixed random weights")] = None,
+         set: Overrides = []) -> None:  # noqa: A002, B006
+    """Run the whole pipeline on real photographs and a small real language model, on the CPU."""
+    from flows import demo, environments
+
+    environments.sync(("ingest", "embed_imagebind", "finetune", "evaluate", "demo"))
+    config, overrides = demo.prepare(store, imagebind_weights)
+    run(config, [*overrides, *set], [])
+
+
+@app.command()
+def smoke(store: StoreUrl = "smoke-store") -> None:
+    """Run the CI smoke flow: tiny generated data, the whole DAG twice, the second time executing nothing."""
+    _prefect_settings()
+    from flows.smoke import smoke
+
+    typer.echo(json.dumps(smoke(store), indent=2))
+
+
+def main() -> None:
+    """The entry point: errors made for people come as one message and an exit code, without a traceback."""
+    from flows.config import ConfigError
+    from flows.environments import EnvironmentFailed
+    from flows.weights import WeightsFailed
+    from stages.errors import StageError
+    from storage import StorageError
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end children as Ctrl-C does
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("stopped; the next run takes up what was finished", file=sys.stderr)
+        sys.exit(130)
+    except ConfigError as error:
+        _fail(str(error), 78)
+    except StageError as error:
+        _fail(str(error), error.exit_code)
+    except (StorageError, EnvironmentFailed, WeightsFailed, FileNotFoundError) as error:
+        _fail(str(error), 65)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not one of the command line's own
+            raise
+        _fail(error.format_message(), 2)
+
+
+def _load(config: Path, overrides: list[str]) -> Any:
+    from flows.config import load
+
+    return load(config, overrides)
+
+
+def _known(names: list[str], known: Any) -> None:
+    if wrong := [name for name in names if name not in known]:
+        _fail(f"{', '.join(wrong)}: no such thing; there are {', '.join(known)}", 2)
+
+
+def _prefect_settings() -> None:
+    """Prefect as a laptop needs it: nothing reaches outside, and its own lines leave the terminal to ours."""
+    for name, value in {
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # a cold database takes half a minute
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+        "PREFECT_CLIENT_MAX_RETRIES": "10",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _show_report(config: Path, overrides: list[str], keys: dict[str, str]) -> None:
+    """Print the scores and where the report lies."""
+    from flows.config import store_url
+    from flows.table import scores
+    from storage import Artifact, Store
+
+    store = Store(store_url(_load(config, overrides)))
+    report = Artifact(store, "report", keys["report"])
+    typer.echo(scores(report.read_json("metrics.json")))
+    typer.echo(f"\nreport: {store.url.removeprefix('file://')}/{report.folder}/report.md")
+
+
+def _fail(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    raise SystemExit(code)

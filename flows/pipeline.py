@@ -1,0 +1,88 @@
+"""The DAG: samples, features, checkpoint, report. Each stage is a task that runs a program in its environment.
+
+    malmm run configs/visdial.yaml
+
+The store owns the keys; Prefect schedules, retries and shows. An artifact that is there is not made again.
+"""
+
+from collections.abc import Sequence
+
+from prefect import flow, runtime, task
+from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from flows.config import load, store_url
+from flows.plan import Step, plan
+from flows.progress import Progress
+from flows.runners import ProcessRunner, Runner
+from flows.table import rows
+from storage import Artifact, Store, is_published
+
+MAY_PASS_LATER = 75
+
+
+class StageFailed(Exception):
+    """A stage ended without its artifact; `code` is its exit code and says whether to try again."""
+
+    def __init__(self, stage: str, code: int, cause: str):
+        super().__init__(f"{stage}: {cause} (exit code {code})")
+        self.stage, self.code = stage, code
+
+
+@flow(name="malmm", flow_run_name="{config}", persist_result=False)
+def pipeline(config: str, overrides: Sequence[str] = (), force: Sequence[str] = ()) -> dict[str, str]:
+    """Run a pipeline from its config. Returns kind -> key of the artifacts, all of them published."""
+    settings = load(config, overrides)
+    steps = plan(settings, force=force)
+
+    samples = execute(steps["ingest"], settings.retries)
+    features = execute(steps["embed_imagebind"], settings.retries, after=[samples])
+    checkpoint = execute(steps["finetune"], settings.retries, after=[samples, features])
+    report = execute(steps["evaluate"], settings.retries, after=[samples, features, checkpoint])
+
+    show_metrics(steps["evaluate"], Store(store_url(settings)), wait_for=[report])
+    return {step.kind: step.key for step in steps.values()}
+
+
+def execute(step: Step, retries: int, after: Sequence[State] = ()) -> State:
+    """Run one step as a Prefect task named by its stage. Raises StageFailed when it ends without its artifact."""
+    run = run_stage.with_options(
+        name=step.stage, task_run_name=f"{step.stage} {step.key[:12]}", tags={step.stage, step.request.label},
+        retries=retries, retry_delay_seconds=[min(300, 10 * 3**n) for n in range(retries)] or None)
+    state = run(step, ProcessRunner(), wait_for=list(after), return_state=True)
+    state.result(raise_on_failure=True)
+    return state
+
+
+def worth_retrying(task: object, task_run: object, state: State) -> bool:
+    """Whether a failed stage may pass later: its exit code said so, or something killed it."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, StageFailed) and (error.code == MAY_PASS_LATER or error.code < 0)
+
+
+@task(persist_result=False, retry_condition_fn=worth_retrying)
+def run_stage(step: Step, runner: Runner) -> State:
+    """Make the artifact of a step, or find it made: then the state is named Cached."""
+    store = Store(step.request.store)
+    with Progress(step.stage, f"{step.stage}-{step.key[:12]}") as progress:
+        if is_published(store, step.kind, step.key) and not step.request.force:
+            progress.reused(Artifact(store, step.kind, step.key))
+            return Completed(name="Cached", message=f"{step.kind} {step.key[:12]} was there")
+        code = runner.run(step.request, progress.on_event)
+        if code != 0:
+            raise StageFailed(step.stage, code, progress.cause)
+    artifact = Artifact(store, step.kind, step.key)
+    if runtime.task_run.id:
+        create_link_artifact(link=f"{store.url}/{artifact.folder}", link_text=f"{step.kind} {step.key[:12]}",
+                             key=f"{step.stage.replace('_', '-')}-artifact", description=f"What {step.stage} made")
+    counts = ", ".join(f"{number} {status}" for status, number in artifact.manifest["counts"].items() if number)
+    return Completed(message=f"{step.kind} {step.key[:12]}: {counts}")
+
+
+@task(persist_result=False, task_run_name="metrics")
+def show_metrics(step: Step, store: Store) -> None:
+    """Show the scores as a table artifact of the run."""
+    metrics = Artifact(store, step.kind, step.key).read_json("metrics.json")
+    create_table_artifact(key="metrics", description=f"Report {step.key[:12]}", table=rows(metrics))
+

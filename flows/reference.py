@@ -1,0 +1,60 @@
+"""docs/config.md, written from the config classes themselves.
+
+    python -m flows.reference > docs/config.md
+"""
+
+import re
+
+from pydantic_core import PydanticUndefined
+
+from flows.config import SHARED, STAGES, Pipeline
+from stages.config import StageConfig
+
+HEAD = """# Every field of a config
+
+Written by `python -m flows.reference > docs/config.md` from the classes that check a config; a test holds that it is
+current. A pipeline is one YAML file (configs/ has some); `--set stage.field=value` lays a value over it. Relative paths
+start where the command runs. `images`, `llm` and `device` may be given once at the top: every stage that has such a field
+and does not set its own takes them from there.
+
+*In the key*: **yes** - the value changes the output, and so the artifact's key; **bytes** - the file's bytes enter the
+key, its name does not; **no** - it says how the work is done, not what comes out (beyond rounding), and may differ between
+tries of one run.
+"""
+
+
+def reference() -> str:
+    """The whole page, in Markdown."""
+    lines = [HEAD, "## The pipeline", "", "| field | default | what it is |", "|---|---|---|"]
+    for name, field in Pipeline.model_fields.items():
+        if name not in STAGES:
+            lines.append(f"| `{name}` | {_default(field)} | {field.description} |")
+    lines += [f"| `{name}` | | handed to the stages that have it |" for name in SHARED]
+    for stage, config in STAGES.items():
+        lines += ["", f"## {stage}", "", (config.__doc__ or "").strip().split("\n")[0], "",
+                  f"Reads {', '.join(config.INPUTS) or 'outside files'}; makes {config.KIND}; version {config.VERSION}. "
+                  f"Library versions in the key: {', '.join(config.LIBRARIES) or 'none'}.", "",
+                  "| field | type | default | in the key | what it is |", "|---|---|---|---|---|"]
+        lines += [_row(config, name) for name in config.model_fields]
+    return "\n".join(lines) + "\n"
+
+
+def _row(config: type[StageConfig], name: str) -> str:
+    field = config.model_fields[name]
+    kind = re.sub(r"typing\.|pathlib\.|<class '|'>|stages\.\w+\.config\.", "", str(field.annotation))
+    kind = re.sub(r"Annotated\[([\w\[\], ]+?), <[^>]*>\]", r"\1", kind)
+    kind = re.sub(r"Optional\[(.*)\]$", r"\1 | null", kind).replace("NoneType", "null").replace("None", "null")
+    kind = re.sub(r"Literal\[(.*?)\]", lambda match: match[1].replace(", ", " | "), kind)
+    row = [f"`{name}`", kind, _default(field), config.in_key(name), field.description or ""]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+
+
+def _default(field: object) -> str:
+    value = field.default
+    if value is PydanticUndefined:
+        return "must be given" if field.default_factory is None else f"`{field.default_factory()!r}`"
+    return "" if value is None else f"`{value!r}`"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -1,0 +1,112 @@
+"""Runners: how a stage's command is run. One interface, so that a laptop and a cluster run the same thing.
+
+A runner takes a request, hands each event of the stage to a callback as it comes, and returns the exit code.
+It never raises for what the stage did; it always leaves no process behind.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from flows import environments
+from stages.contract import Request
+
+Event = dict[str, Any]
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Runner(Protocol):
+    """Runs one request to its end and returns the stage's exit code."""
+
+    def run(self, request: Request, on_event: Callable[[Event], None]) -> int: ...
+
+
+class ProcessRunner:
+    """Runs a stage in its own virtual environment, in a session of its own, with a cleaned environment."""
+
+    grace_seconds = 15.0
+
+    def run(self, request: Request, on_event: Callable[[Event], None]) -> int:
+        python = environments.python(request.stage)
+        if not python.exists():
+            on_event({"event": "error", "error": "NoEnvironment",
+                      "message": f"{python} does not exist: run `malmm env sync {request.stage}`"})
+            return 78
+        process = subprocess.Popen(
+            [str(python), "-m", f"stages.{request.stage}", "run", "-"], cwd=ROOT, env=stage_environment(),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
+            start_new_session=True)
+        said: deque[str] = deque(maxlen=40)  # enough for a traceback, whatever a library prints
+        reader = threading.Thread(target=said.extend, args=(process.stderr,), daemon=True)
+        reader.start()
+        finished = False
+        try:
+            _hand_over(process, request)
+            for line in process.stdout:
+                event = _parse(line)
+                finished = finished or event["event"] in ("done", "error")
+                on_event(event)
+            code = process.wait()
+        finally:
+            self._end(process)
+        reader.join(timeout=5)
+        if not finished:
+            on_event({"event": "error", "error": "Died", "message": _cause(code, said)})
+        elif code == 70:
+            on_event({"event": "log", "level": "error", "message": "".join(said).rstrip()})
+        return code
+
+    def _end(self, process: subprocess.Popen) -> None:
+        """Whatever happened, the stage and its children are gone afterwards."""
+        if process.poll() is None:
+            _signal(process, signal.SIGTERM)
+            try:
+                process.wait(self.grace_seconds)
+            except subprocess.TimeoutExpired:
+                pass
+        _signal(process, signal.SIGKILL)  # what the stage itself started
+        process.wait()
+
+
+def stage_environment() -> dict[str, str]:
+    """The variables a stage runs with: nothing of the orchestrator's Python or of Prefect leaks in."""
+    kept = {name: value for name, value in os.environ.items()
+            if not name.startswith(("PYTHON", "PREFECT_", "VIRTUAL_ENV", "CONDA_"))}
+    # No stage reaches a model hub: what is not on disk is an error that says so.
+    return kept | {"PYTHONPATH": str(ROOT), "MALMM_PARENT": str(os.getpid()), "HF_HUB_OFFLINE": "1",
+                   "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def _hand_over(process: subprocess.Popen, request: Request) -> None:
+    try:
+        process.stdin.write(request.model_dump_json())
+        process.stdin.close()
+    except BrokenPipeError:
+        pass  # it died before it read: its exit code and last words tell
+
+
+def _parse(line: str) -> Event:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        event = None
+    return event if isinstance(event, dict) and "event" in event else {
+        "event": "log", "level": "info", "message": line.rstrip()}
+
+
+def _cause(code: int, said: deque[str]) -> str:
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"the stage {how} without a last word{': ' if said else ''}{''.join(said)[-2000:].rstrip()}"
+
+
+def _signal(process: subprocess.Popen, number: int) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        pass

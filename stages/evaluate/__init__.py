@@ -1,0 +1,1 @@
+"""A trained checkpoint and samples to a scored report."""

@@ -1,0 +1,160 @@
+"""The process runner: events as they come, exit codes as they are, no process left whatever happens."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.runners import ROOT, ProcessRunner, stage_environment
+from stages.contract import Request
+
+REQUEST = Request(stage="ingest", config={}, store="memory://runner")
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """Put a small program in the place of a stage's interpreter, to see what the runner makes of it."""
+    monkeypatch.setenv("MALMM_ENVS", str(tmp_path))
+    place = tmp_path / "ingest" / "bin"
+    place.mkdir(parents=True)
+
+    def write(body: str) -> None:
+        script = place / "python"
+        script.write_text(f"#!{sys.executable}\nimport json, os, subprocess, sys, time\n" + textwrap.dedent(body))
+        script.chmod(0o755)
+
+    return write
+
+
+def run(events: list) -> int:
+    return ProcessRunner().run(REQUEST, events.append)
+
+
+def test_events_and_exit_code_pass_through_and_the_request_goes_in(program):
+    program("""
+        request = json.loads(sys.stdin.read())
+        print(json.dumps({"event": "log", "message": request["stage"] + " " + " ".join(sys.argv[1:])}))
+        print("not an event")
+        print(json.dumps({"event": "error", "error": "BadInput", "message": "a.json"}))
+        sys.exit(65)
+    """)
+    events: list = []
+    assert run(events) == 65
+    assert events[0]["message"] == "ingest -m stages.ingest run -"
+    assert events[1] == {"event": "log", "level": "info", "message": "not an event"}
+    assert events[2]["error"] == "BadInput" and len(events) == 3
+
+
+def test_a_flood_on_standard_error_does_not_block_and_its_end_is_told(program):
+    program("""
+        for n in range(200000): print("line", n, file=sys.stderr)
+        os.kill(os.getpid(), 9)
+    """)
+    events: list = []
+    assert run(events) == -9
+    assert "killed by SIGKILL" in events[-1]["message"] and "line 199999" in events[-1]["message"]
+
+
+def test_a_stage_that_leaves_children_leaves_none(program, tmp_path):
+    program(f"""
+        child = subprocess.Popen(["sleep", "100"])
+        open({str(tmp_path / "child")!r}, "w").write(str(child.pid))
+        print(json.dumps({{"event": "done"}}))
+    """)
+    assert run([]) == 0
+    assert _gone(int((tmp_path / "child").read_text()))
+
+
+def test_an_exception_in_the_callback_ends_the_stage(program):
+    program("""
+        print(json.dumps({"event": "log", "message": str(os.getpid())}), flush=True)
+        time.sleep(100)
+    """)
+    seen = []
+
+    def stop(event):
+        seen.append(int(event["message"]))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ProcessRunner().run(REQUEST, stop)
+    assert _gone(seen[0])
+
+
+def test_nothing_of_the_orchestrator_leaks_into_a_stage(monkeypatch):
+    for name in ("PYTHONSTARTUP", "PREFECT_API_URL", "VIRTUAL_ENV"):
+        monkeypatch.setenv(name, "x")
+    environment = stage_environment()
+    assert not {"PYTHONSTARTUP", "PREFECT_API_URL", "VIRTUAL_ENV"} & set(environment)
+    assert environment["PYTHONPATH"] == str(ROOT) and environment["HF_HUB_OFFLINE"] == "1"
+
+
+def test_a_missing_environment_is_a_wrong_config_with_its_remedy(monkeypatch, tmp_path):
+    monkeypatch.setenv("MALMM_ENVS", str(tmp_path / "none"))
+    events: list = []
+    assert run(events) == 78 and "malmm env sync ingest" in events[0]["message"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+def test_a_stage_dies_with_its_orchestrator(tmp_path):
+    """The parent is killed -9 while the stage hashes a huge (sparse) file and says nothing."""
+    huge = tmp_path / "huge.json"
+    huge.touch()
+    os.truncate(huge, 200 << 30)
+    (tmp_path / "images").mkdir()
+    request = {"stage": "ingest", "store": str(tmp_path / "store"),
+               "config": {"annotations": {"val": str(huge)}, "images": str(tmp_path / "images")}}
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent("""
+        import json, sys
+        from flows.runners import ProcessRunner
+        from stages.contract import Request
+        ProcessRunner().run(Request(**json.loads(sys.argv[1])), print)
+    """), json.dumps(request)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    try:
+        child = _wait_for(lambda: _children(parent.pid, "stages.ingest"))[0]
+        _wait_for(lambda: _reads(child, huge))
+    finally:
+        parent.kill()
+        parent.wait()
+    assert _gone(child)
+
+
+def _children(pid: int, named: str) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(line.split()[0]) for line in listed.splitlines() if named in line]
+
+
+def _reads(pid: int, path: Path) -> bool:
+    try:
+        return any(os.readlink(f"/proc/{pid}/fd/{fd}") == str(path) for fd in os.listdir(f"/proc/{pid}/fd"))
+    except FileNotFoundError:
+        return False
+
+
+def _wait_for(look, seconds: float = 60):
+    end = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+def _gone(pid: int, seconds: float = 20) -> bool:
+    """Whether a process ends (a zombie has ended) within some seconds."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGKILL)
+    return False
