@@ -68,7 +68,8 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Pipeline:
 def read(path: Path | str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
     """The values of a config with overrides laid over, and for each field where it was given."""
     try:
-        root = yaml.compose(Path(path).read_text(), Loader=yaml.SafeLoader)
+        text = Path(path).read_text()
+        root, values = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except FileNotFoundError:
         raise ConfigError(f"no config file {path}; configs/ has some to begin with") from None
     except yaml.YAMLError as error:
@@ -77,7 +78,6 @@ def read(path: Path | str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any
         raise ConfigError(f"{path}: a config is a mapping of fields to values")
     lines: dict[tuple[str, ...], str] = {}
     _record_lines(root, (), str(path), lines)
-    values = yaml.safe_load(Path(path).read_text())
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or not all(name.split(".")):
@@ -141,7 +141,8 @@ def _explain(error: Any, lines: dict[tuple[str, ...], str], path: str) -> str:
     if error["type"] == "missing":
         return said + "must be given"
     message = error["msg"].removeprefix("Value error, ")
-    return said + message[0].lower() + message[1:] + f" (got {error['input']!r})"[:120]
+    got = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"[:120]
+    return said + message[0].lower() + message[1:] + got
 
 
 def _fields(at: tuple[str, ...]) -> list[str]:

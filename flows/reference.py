@@ -43,6 +43,8 @@ def _row(config: type[StageConfig], name: str) -> str:
     field = config.model_fields[name]
     kind = re.sub(r"typing\.|pathlib\.|<class '|'>|stages\.\w+\.config\.", "", str(field.annotation))
     kind = re.sub(r"Annotated\[([\w\[\], ]+?), <[^>]*>\]", r"\1", kind)
+    kind = re.sub(r"Annotated\[(\w+), FieldInfo\(.*\)\]", r"\1", kind)
+    kind = re.sub(r"Union\[(.*)\]$", lambda match: match[1].replace(", ", " | "), kind)
     kind = re.sub(r"Optional\[(.*)\]$", r"\1 | null", kind).replace("NoneType", "null").replace("None", "null")
     kind = re.sub(r"Literal\[(.*?)\]", lambda match: match[1].replace(", ", " | "), kind)
     row = [f"`{name}`", kind, _default(field), config.in_key(name), field.description or ""]

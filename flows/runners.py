@@ -45,6 +45,8 @@ class ProcessRunner:
         said: deque[str] = deque(maxlen=40)  # enough for a traceback, whatever a library prints
         reader = threading.Thread(target=said.extend, args=(process.stderr,), daemon=True)
         reader.start()
+        # A grandchild may hold the pipe open: what the stage started ends when the stage does.
+        threading.Thread(target=_reap, args=(process,), daemon=True).start()
         finished = False
         try:
             _hand_over(process, request)
@@ -70,7 +72,7 @@ class ProcessRunner:
                 process.wait(self.grace_seconds)
             except subprocess.TimeoutExpired:
                 pass
-        _signal(process, signal.SIGKILL)  # what the stage itself started
+        _signal(process, signal.SIGKILL)
         process.wait()
 
 
@@ -103,6 +105,11 @@ def _parse(line: str) -> Event:
 def _cause(code: int, said: deque[str]) -> str:
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     return f"the stage {how} without a last word{': ' if said else ''}{''.join(said)[-2000:].rstrip()}"
+
+
+def _reap(process: subprocess.Popen) -> None:
+    process.wait()
+    _signal(process, signal.SIGKILL)
 
 
 def _signal(process: subprocess.Popen, number: int) -> None:

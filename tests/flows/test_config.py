@@ -60,7 +60,7 @@ def test_overrides_are_laid_over(config):
     ("/val.json", "/gone.json", ":7: ingest.annotations.val: no file"),
     ("/llm", "/gone", ":4: finetune.llm: no folder"),
     ("  beams: 2", "  beams: 2\n  beams: 3", ":14: evaluate.beams is given twice"),
-    ("  architecture: tiny", "  architecture: huge", ":8: embed_imagebind: weights: architecture huge needs"),
+    ("  architecture: tiny", "  architecture: huge", ":8: embed_imagebind: weights: huge needs"),
     ("name: small", "name: [", "config.yaml"),
 ])
 def test_a_mistake_is_named_with_its_line_and_what_is_allowed(config, old, new, said):
