@@ -30,7 +30,7 @@ def run(config: Config, set: Overrides = [], force: Annotated[list[str], typer.O
 
     _known(force, STAGES)
     _load(config, set)  # a wrong config must not cost the start of a server
-    _prefect_settings()
+    _start_prefect()
     from flows.pipeline import StageFailed, pipeline
 
     try:
@@ -187,7 +187,7 @@ def demo(store: Annotated[Path, typer.Option(help="folder of the demo's store")]
 @app.command()
 def smoke(store: StoreUrl = "smoke-store") -> None:
     """Run the CI smoke flow: tiny generated data, the whole DAG twice, the second time executing nothing."""
-    _prefect_settings()
+    _start_prefect()
     from flows.smoke import smoke
 
     typer.echo(json.dumps(smoke(store), indent=2))
@@ -203,12 +203,9 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end children as Ctrl-C does
     try:
-        app(standalone_mode=False)
-    except typer.Exit as end:
-        sys.exit(end.exit_code)
+        code = app(standalone_mode=False)  # the value of typer.Exit; 130 after Ctrl-C
     except (KeyboardInterrupt, typer.Abort):
-        print("stopped; the next run takes up what was finished", file=sys.stderr)
-        sys.exit(130)
+        code = 130
     except ConfigError as error:
         _fail(str(error), 78)
     except StageError as error:
@@ -219,6 +216,9 @@ def main() -> None:
         if not hasattr(error, "format_message"):  # not one of the command line's own
             raise
         _fail(error.format_message(), 2)
+    if code == 130:
+        print("stopped; the next run takes up what was finished", file=sys.stderr)
+    sys.exit(code)
 
 
 def _load(config: Path, overrides: list[str]) -> Any:
@@ -232,7 +232,7 @@ def _known(names: list[str], known: Any) -> None:
         _fail(f"{', '.join(wrong)}: no such thing; there are {', '.join(known)}", 2)
 
 
-def _prefect_settings() -> None:
+def _start_prefect() -> None:
     """Prefect as a laptop needs it: nothing reaches outside, and its own lines leave the terminal to ours."""
     for name, value in {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
@@ -241,6 +241,16 @@ def _prefect_settings() -> None:
         "PREFECT_CLIENT_MAX_RETRIES": "10",
     }.items():
         os.environ.setdefault(name, value)
+    from prefect.client.orchestration import get_client
+
+    # Where no PREFECT_API_URL is set, Prefect starts a server beside us. Ctrl-C goes to the whole terminal group: a
+    # server that inherits a blocked SIGINT lives on to be told how the run ended, and is ended by Prefect with us.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with get_client(sync_client=True):
+            pass
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _show_report(config: Path, overrides: list[str], keys: dict[str, str]) -> None:

@@ -160,7 +160,7 @@ def _make_stage(name: str) -> None:
     if name == "orchestrator":
         # The project itself, for the `malmm` command; it has no dependencies. A user's shell may forbid
         # Python to write bytecode, and Prefect takes 6 s to import without. The runner lifts that for stages,
-        # whose first run compiles what it imports: a fifth of what all of torch and transformers would take
+        # whose first run compiles what it imports: a quarter of what all of torch and transformers would take
         # here.
         command += ["--editable", str(REPO), "--compile-bytecode"]
     _uv(name, *command)

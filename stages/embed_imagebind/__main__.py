@@ -1,3 +1,5 @@
+"""`python -m stages.embed_imagebind run REQUEST.json`."""
+
 from stages.contract import main
 from stages.embed_imagebind.config import EmbedConfig
 from stages.embed_imagebind.run import run

@@ -1,4 +1,5 @@
 """Settings of embed_imagebind."""
+
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -8,39 +9,55 @@ from stages.config import How, SourceFile, StageConfig
 
 
 class EmbedConfig(StageConfig):
-    """Embeds the images and questions of the samples with ImageBind; what the bank has is not embedded again."""
+    """Embeds the images and questions of the samples with ImageBind, except what the bank has."""
 
     STAGE: ClassVar[str] = "embed_imagebind"
     VERSION: ClassVar[int] = 1
     KIND: ClassVar[str] = "features"
     INPUTS: ClassVar[tuple[str, ...]] = ("samples",)
-    LIBRARIES: ClassVar[tuple[str, ...]] = ("torch", "pillow", "ftfy", "regex", "tokenizers", "imagebind-packaged")
+    LIBRARIES: ClassVar[tuple[str, ...]] = (
+        "torch",
+        "pillow",
+        "ftfy",
+        "regex",
+        "tokenizers",
+        "imagebind-packaged",
+    )
 
     engine: Literal["malmm", "reference"] = Field(
-        "malmm", description="whose code runs: malmm's own, or the package imagebind-packaged; the weights are the same")
+        "malmm", description="whose code runs: malmm's own, or the package imagebind-packaged"
+    )
     architecture: Literal["huge", "tiny"] = Field(
-        "huge", description="imagebind_huge, or the same at widths that a CPU core runs in milliseconds")
+        "huge", description="imagebind_huge, or the same at widths that a CPU core runs in milliseconds"
+    )
     weights: SourceFile | None = Field(
-        None, description="imagebind_huge.pth or .safetensors; null only with tiny: random weights, fixed by `seed`")
+        None, description="imagebind_huge.pth or .safetensors; null (tiny only): random weights"
+    )
     seed: int = Field(0, ge=0, description="of the random weights; unused where `weights` is given")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="of the matrix products; bf16 and fp16 (autocast) are for a GPU")
+        "fp32", description="of the matrix products; bf16 and fp16 (autocast) are for a GPU"
+    )
     dtype: Literal["float16", "float32"] = Field("float16", description="of the rows in the feature bank")
 
     images: How[Path] = Field(description="the folder that the samples' media paths lie below")
-    device: How[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto takes the GPU where there is one")
+    device: How[Literal["auto", "cpu", "cuda"]] = Field(
+        "auto", description="auto takes the GPU where there is one"
+    )
     vision_batch: How[int] = Field(16, ge=1, description="images a step; every step is padded to it")
-    text_batch: How[int] = Field(32, ge=1, description="questions a step, all of about one length; padded to it")
-    shard_rows: How[int] = Field(2048, ge=1, description="embeddings a shard; a killed run loses one shard at most")
+    text_batch: How[int] = Field(32, ge=1, description="questions a step; every step is padded to it")
+    shard_rows: How[int] = Field(2048, ge=1, description="embeddings a shard; a kill loses one shard")
     workers: How[int] = Field(4, ge=1, description="threads that decode images while the model runs")
     max_failed_share: How[float] = Field(
-        0.0, ge=0, le=1, description="the share of images and questions that may fail before the stage does")
+        0.0, ge=0, le=1, description="the share of images and questions that may fail before the stage does"
+    )
 
     @model_validator(mode="after")
     def _weights_given(self) -> "EmbedConfig":
         if self.weights is None and self.architecture != "tiny":
-            raise ValueError("weights: architecture huge needs imagebind_huge.pth or .safetensors "
-                             "(`malmm weights imagebind_huge`); random weights are for architecture tiny alone")
+            raise ValueError(
+                "weights: huge needs imagebind_huge.pth or .safetensors "
+                "(`malmm weights imagebind_huge`); random weights are for tiny alone"
+            )
         return self
 
     def key_fields(self) -> dict[str, Any]:

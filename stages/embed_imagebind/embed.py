@@ -1,16 +1,17 @@
-"""Images and texts in, rows out: batches of one fixed shape, so that an item's bits do not depend on its neighbours.
+"""Images and texts in, rows out: batches of fixed shapes, so that an item's bits follow from the item alone.
 
-On a CPU, a row of a batch is computed alike at every place in it and whatever the other rows hold, but a batch of another
-shape rounds differently (by 4e-8). So batches are always padded to their full size, and a text's length in its batch
-follows from the text alone: `LENGTH_STEP`, not the longest prompt that happens to be beside it.
+On a CPU, a row of a batch is computed alike at every place in it and whatever the other rows hold, but a
+batch of another shape rounds differently (by 4e-8). So batches are always padded to their full size, and a
+text's length in its batch follows from the text alone: `LENGTH_STEP`, not the longest prompt that happens to
+be beside it.
 """
+
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
@@ -18,15 +19,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stages.contract import BadInput
-from stages.embed_imagebind.model import ARCHITECTURES, CONTEXT_LENGTH, END_OF_TEXT
-from stages.embed_imagebind.preprocess import SIDE, decode_image, image_tensor
+from stages.embed_imagebind.model import ARCHITECTURES
+from stages.embed_imagebind.preprocess import SIDE, decode_image, image_array
 from stages.embed_imagebind.reference import ReferenceImageBind
+from stages.embed_imagebind.stems import CONTEXT_LENGTH, END_OF_TEXT
 from stages.embed_imagebind.tokenizer import prompt_lengths, tokenize
 from stages.embed_imagebind.weights import build_model, random_weights, read_weights
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 LENGTH_STEP = 4
-AHEAD = 3                                                # batches decoded before the model asks for them
+AHEAD = 3  # batches decoded before the model asks for them
 
 ImageSource = bytes | Image.Image | Callable[[], bytes]
 
@@ -38,51 +40,64 @@ class BadImage(BadInput):
 class Embedder(AbstractContextManager):
     """ImageBind's vision and text encoders, ready to embed. A context manager: it ends its decoding threads.
 
-    tensors: all of the architecture's (see weights.py); precision: fp32, or bf16 / fp16 by autocast; device: cpu or cuda.
+    tensors: all of the architecture's (see weights.py); precision: fp32, or bf16 / fp16 by autocast; device:
+    cpu or cuda.
     """
 
-    def __init__(self, engine: str, architecture: str, tensors: Mapping[str, Tensor], *, precision: str = "fp32",
-                 device: str = "cpu", vision_batch: int = 16, text_batch: int = 32, workers: int = 4):
+    def __init__(
+        self,
+        engine: str,
+        architecture: str,
+        tensors: Mapping[str, Tensor],
+        *,
+        precision: str = "fp32",
+        device: str = "cpu",
+        vision_batch: int = 16,
+        text_batch: int = 32,
+        workers: int = 4,
+    ):
         config = ARCHITECTURES[architecture]
-        model: nn.Module = (ReferenceImageBind(config, tensors) if engine == "reference"
-                            else build_model(config, tensors, ("vision", "text")))
+        model: nn.Module = (
+            ReferenceImageBind(config, tensors)
+            if engine == "reference"
+            else build_model(config, tensors, ("vision", "text"))
+        )
         self.device, self.dim, self.model = torch.device(device), config.out_embed_dim, model.to(device)
         self.vision_batch, self.text_batch = vision_batch, text_batch
         self._autocast = AUTOCAST[precision]
         self._pool = ThreadPoolExecutor(workers, "decode")
         if self.device.type == "cuda" and precision == "fp32":
-            torch.backends.cudnn.allow_tf32 = False       # the patch convolution would keep 10 bits only
+            torch.backends.cudnn.allow_tf32 = False  # the patch convolution would keep 10 bits only
 
     def __exit__(self, *exception: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def __enter__(self) -> Self:
-        return self
+    def vision(
+        self,
+        images: Iterable[ImageSource],
+        failed: Callable[[int, BadImage], None] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """(n, dim) float32 of unit norm, of files' bytes, open images, or functions that read the bytes.
 
-    def vision(self, images: Iterable[ImageSource], failed: Callable[[int, BadImage], None] | None = None,
-               progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """(n, dim) float32 of unit norm. An image is a file's bytes, an open image, or a function that reads the bytes.
-
-        Images are read and decoded by threads, a few batches ahead of the model. One that cannot be decoded, or whose
-        function raises BadImage, raises it here; with `failed`, it is told there by its position and has no row.
-        `progress` hears how many are done."""
-        rows = []
+        Images are read and decoded by threads, a few batches ahead of the model. One that cannot be decoded,
+        or whose function raises BadImage, raises it here; with `failed`, it is told there by its position and
+        has no row. `progress` hears how many are done."""
+        rows, good = [], []
         for start, decoded in self._decoded(images):
             batch = torch.zeros(self.vision_batch, 3, SIDE, SIDE, pin_memory=self.device.type == "cuda")
-            good = []
             for place, future in enumerate(decoded):
                 try:
-                    batch[place] = future.result()
-                    good.append(place)
+                    batch[place] = torch.from_numpy(future.result())
+                    good.append(len(rows) * self.vision_batch + place)
                 except BadImage as error:
                     if failed is None:
                         raise
                     failed(start + place, error)
-            if good:
-                rows.append(self._embed("vision", batch)[good])
+            rows.append(self._embed("vision", batch))
             if progress is not None:
                 progress(start + len(decoded))
-        return self._collect(rows)
+        return self._collect(rows)[good]
 
     def text(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
         """(n, dim) float32 of norm min(exp(log_logit_scale), 100), in the order given."""
@@ -93,12 +108,12 @@ class Embedder(AbstractContextManager):
         for length in np.unique(lengths):
             alike = order[lengths[order] == length]
             for start in range(0, len(alike), self.text_batch):
-                part = tokens[alike[start:start + self.text_batch], :length].astype(np.int64)
+                part = tokens[alike[start : start + self.text_batch], :length].astype(np.int64)
                 batch = torch.full((self.text_batch, int(length)), END_OF_TEXT)
-                batch[:len(part)] = torch.from_numpy(part)
+                batch[: len(part)] = torch.from_numpy(part)
                 if self.device.type == "cuda":
                     batch = batch.pin_memory()
-                rows.append(self._embed("text", batch)[:len(part)])
+                rows.append(self._embed("text", batch)[: len(part)])
                 done += len(part)
                 if progress is not None:
                     progress(done)
@@ -107,7 +122,10 @@ class Embedder(AbstractContextManager):
         return out
 
     def _embed(self, modality: str, batch: Tensor) -> Tensor:
-        with torch.inference_mode(), torch.autocast(self.device.type, self._autocast, self._autocast is not None):
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, self._autocast, self._autocast is not None),
+        ):
             return self.model(modality, batch.to(self.device, non_blocking=True))
 
     def _collect(self, rows: list[Tensor]) -> np.ndarray:
@@ -115,7 +133,7 @@ class Embedder(AbstractContextManager):
         return torch.cat(rows).float().cpu().numpy() if rows else np.empty((0, self.dim), np.float32)
 
     def _decoded(self, images: Iterable[ImageSource]) -> Iterator[tuple[int, list[Future]]]:
-        """(position of the first, futures of the tensors) of each batch, the next batches already under way."""
+        """(position of its first, futures of its tensors) of each batch; the next are under way."""
         source, queue, start = iter(images), deque(), 0
         while True:
             while len(queue) <= AHEAD and (part := list(islice(source, self.vision_batch))):
@@ -126,26 +144,30 @@ class Embedder(AbstractContextManager):
             start += len(batch)
 
 
-def load_image(image: ImageSource) -> Tensor:
-    """(3, 224, 224) float32 of one image. Raises BadImage when it cannot be decoded."""
-    if isinstance(image, Image.Image):
-        return image_tensor(image.convert("RGB"))
-    data = image if isinstance(image, bytes) else image()
+def load_image(source: ImageSource) -> np.ndarray:
+    """(3, 224, 224) float32 of one image. Raises BadImage when it cannot be decoded.
+
+    It runs in threads and leaves torch alone, which would start more threads in each of them."""
+    if isinstance(source, Image.Image):
+        return image_array(source.convert("RGB"))
+    data = source if isinstance(source, bytes) else source()
     try:
-        return image_tensor(decode_image(data))
+        image = decode_image(data)
     except MemoryError:
         raise
-    except Exception as error:                            # Pillow's decoders raise of many classes on broken files
+    except Exception as error:  # Pillow's decoders raise of many classes
         raise BadImage(f"cannot be decoded ({type(error).__name__}: {error})") from error
+    if max(image.size) > 1000 * min(image.size):  # its long side would have millions of pixels at 224 wide
+        raise BadImage(f"is {image.size[0]} x {image.size[1]} pixels: a strip, no picture")
+    return image_array(image)
 
 
 def padded_lengths(tokens: np.ndarray) -> np.ndarray:
-    """How many tokens of each row enter the model: up to the first end-of-text, rounded up to LENGTH_STEP, (n,)."""
+    """Tokens of each row that enter the model: to the first end-of-text, rounded up to LENGTH_STEP."""
     return np.minimum(-(-prompt_lengths(tokens) // LENGTH_STEP) * LENGTH_STEP, CONTEXT_LENGTH)
 
 
 def load_tensors(architecture: str, weights: Path | None, seed: int) -> dict[str, Tensor]:
-    """The architecture's tensors from a file, or random ones of `seed`. Raises BadInput for a file that does not fit."""
+    """The architecture's tensors from a file (BadInput when they do not fit), or random ones."""
     config = ARCHITECTURES[architecture]
     return random_weights(config, seed) if weights is None else read_weights(weights, config)
-

@@ -1,9 +1,10 @@
 """ImageBind (Girdhar et al., CVPR 2023, arXiv:2305.05665) for inference: six modalities, one embedding space.
 
-One encoder a modality: tokens -> transformer trunk (pre-LN) -> head on one token -> unit norm x a learned scale.
-Parameter names are those of the published checkpoint, so `imagebind_huge.pth` loads without renaming.
+One encoder a modality: tokens -> transformer trunk (pre-LN) -> head on one token -> unit norm x a learned
+scale. Parameter names are those of the published checkpoint, so `imagebind_huge.pth` loads without renaming.
 Only what inference needs is here: no dropout, no drop-path, no training loss.
 """
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.embed_imagebind.stems import token_layer
+
 MODALITIES = ("vision", "text", "audio", "depth", "thermal", "imu")
-CONTEXT_LENGTH = 77
-VOCABULARY_SIZE = 49408
-END_OF_TEXT = 49407
 MAX_SCALE = 100.0
 
 
 @dataclass(frozen=True)
 class ImageBindConfig:
     """Widths, depths and head counts of the six trunks; the defaults are imagebind_huge."""
+
     out_embed_dim: int = 1024
     vision_embed_dim: int = 1280
     vision_num_blocks: int = 32
@@ -44,94 +45,38 @@ class ImageBindConfig:
 
     def trunk(self, modality: str) -> tuple[int, int, int]:
         """(width, blocks, heads) of a modality's trunk."""
-        return (getattr(self, f"{modality}_embed_dim"), getattr(self, f"{modality}_num_blocks"),
-                getattr(self, f"{modality}_num_heads"))
+        return (
+            getattr(self, f"{modality}_embed_dim"),
+            getattr(self, f"{modality}_num_blocks"),
+            getattr(self, f"{modality}_num_heads"),
+        )
 
 
 ARCHITECTURES = {
     "huge": ImageBindConfig(),
-    # The same architecture at widths a CPU core runs in milliseconds. The output stays 1024 wide, so that what is
-    # trained on top has the shapes it has on imagebind_huge.
+    # The same architecture at widths a CPU core runs in milliseconds. The output stays 1024 wide, so that
+    # what is trained on top has the shapes it has on imagebind_huge.
     "tiny": ImageBindConfig(
-        vision_embed_dim=128, vision_num_blocks=4, vision_num_heads=4, text_embed_dim=128, text_num_blocks=4,
-        text_num_heads=4, audio_embed_dim=64, audio_num_blocks=2, audio_num_heads=4, depth_embed_dim=64,
-        depth_num_blocks=2, depth_num_heads=4, thermal_embed_dim=64, thermal_num_blocks=2, thermal_num_heads=4,
-        imu_embed_dim=64, imu_num_blocks=2, imu_num_heads=4),
+        vision_embed_dim=128,
+        vision_num_blocks=4,
+        vision_num_heads=4,
+        text_embed_dim=128,
+        text_num_blocks=4,
+        text_num_heads=4,
+        audio_embed_dim=64,
+        audio_num_blocks=2,
+        audio_num_heads=4,
+        depth_embed_dim=64,
+        depth_num_blocks=2,
+        depth_num_heads=4,
+        thermal_embed_dim=64,
+        thermal_num_blocks=2,
+        thermal_num_heads=4,
+        imu_embed_dim=64,
+        imu_num_blocks=2,
+        imu_num_heads=4,
+    ),
 }
-
-
-class Stem(nn.Module):
-    """A linear map of patches to tokens; all but vision normalise the tokens after it."""
-
-    def __init__(self, proj: nn.Module, norm_width: int | None):
-        super().__init__()
-        self.proj = proj
-        if norm_width is not None:
-            self.norm_layer = nn.LayerNorm(norm_width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.proj(x)
-        if x.ndim > 3:                                  # a convolution's (B, D, ...) -> (B, L, D)
-            x = x.flatten(2).transpose(1, 2)
-        return self.norm_layer(x) if hasattr(self, "norm_layer") else x
-
-
-class RepeatInTime(nn.Module):
-    """(B, C, H, W) -> (B, C, 2, H, W): the vision stem's patches span two frames, so an image is shown twice."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.unsqueeze(2).expand(-1, -1, 2, -1, -1) if x.ndim == 4 else x
-
-
-class PositionTable(nn.Module):
-    def __init__(self, length: int, width: int):
-        super().__init__()
-        self.pos_embed = nn.Parameter(torch.zeros(1, length, width))
-
-
-class PatchTokens(nn.Module):
-    """Class token + patches + learned positions, for vision, audio, depth and thermal."""
-
-    def __init__(self, width: int, length: int, stem_name: str, stem: Stem):
-        super().__init__()
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embedding_helper = PositionTable(length, width)
-        self.add_module(stem_name, stem)
-        self._stem_name = stem_name
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self.get_submodule(self._stem_name)(x)
-        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
-        return tokens + self.pos_embedding_helper.pos_embed
-
-
-class ImuTokens(nn.Module):
-    """(B, 6, 2000) accelerometer and gyroscope samples -> class token + 250 windows of 8 samples."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 251, width))
-        self.imu_stem = Stem(nn.Linear(48, width, bias=False), width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        windows = x.unfold(-1, 8, 8).permute(0, 2, 1, 3).flatten(2)
-        tokens = self.imu_stem(windows)
-        return torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + self.pos_embed
-
-
-class TextTokens(nn.Module):
-    """(B, L <= 77) int64 token ids -> (B, L, width)."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.pos_embed = nn.Parameter(torch.zeros(1, CONTEXT_LENGTH, width))
-        self.token_embedding = nn.Embedding(VOCABULARY_SIZE, width)
-        # Kept for the checkpoint's key; attention is told "causal" instead, which is the same and faster.
-        self.register_buffer("mask", torch.full((CONTEXT_LENGTH, CONTEXT_LENGTH), float("-inf")).triu_(1))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.token_embedding(tokens) + self.pos_embed[:, :tokens.shape[1]]
 
 
 class Attention(nn.Module):
@@ -184,10 +129,14 @@ class Trunk(nn.Module):
     def __init__(self, width: int, blocks: int, heads: int, modality: str):
         super().__init__()
         self.pre_transformer_layer = nn.Sequential(
-            *([nn.LayerNorm(width, eps=1e-6)] if modality == "vision" else []))
-        self.blocks = nn.Sequential(*(
-            Block(width, heads, bias_kv=modality not in ("vision", "text"), causal=modality == "text")
-            for _ in range(blocks)))
+            *([nn.LayerNorm(width, eps=1e-6)] if modality == "vision" else [])
+        )
+        self.blocks = nn.Sequential(
+            *(
+                Block(width, heads, bias_kv=modality not in ("vision", "text"), causal=modality == "text")
+                for _ in range(blocks)
+            )
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(self.pre_transformer_layer(x))
@@ -227,27 +176,12 @@ class LogitScale(nn.Module):
 SCALES = {"text": 1 / 0.07, "audio": 20.0, "depth": 5.0, "thermal": 10.0, "imu": 5.0}
 
 
-def _tokens(modality: str, width: int) -> nn.Module:
-    def patches(kernel: int, stride: int, channels: int = 1) -> nn.Conv2d:
-        return nn.Conv2d(channels, width, kernel, stride, bias=False)
-
-    if modality == "vision":
-        conv = nn.Conv3d(3, width, (2, 14, 14), (2, 14, 14), bias=False)
-        return PatchTokens(width, 257, "rgbt_stem", Stem(nn.Sequential(RepeatInTime(), conv), None))
-    if modality == "audio":
-        return PatchTokens(width, 229, "rgbt_stem", Stem(patches(16, 10), width))
-    if modality == "depth":
-        return PatchTokens(width, 197, "depth_stem", Stem(patches(16, 16), width))
-    if modality == "thermal":
-        return PatchTokens(width, 197, "rgbt_stem", Stem(patches(16, 16), width))
-    return TextTokens(width) if modality == "text" else ImuTokens(width)
-
-
 def _head(modality: str, width: int, out: int) -> nn.Module:
     if modality == "text":
         return TextHead(width, out)
-    dropout = [nn.Identity()] if modality == "imu" else []      # holds the place of a training-only layer
-    return nn.Sequential(nn.LayerNorm(width, eps=1e-6), ClassToken(), *dropout, nn.Linear(width, out, bias=False))
+    norm, linear = nn.LayerNorm(width, eps=1e-6), nn.Linear(width, out, bias=False)
+    dropout = [nn.Identity()] if modality == "imu" else []  # holds the place of a training-only layer
+    return nn.Sequential(norm, ClassToken(), *dropout, linear)
 
 
 class ImageBind(nn.Module):
@@ -255,28 +189,28 @@ class ImageBind(nn.Module):
 
     `forward(modality, x)` returns float32 (B, out_embed_dim). x, float32 unless said otherwise:
         vision   (B, 3, 224, 224), or clips (B, S, 3, 2, 224, 224)
-        text     (B, L) int64 token ids, L <= 77, every row with an end-of-text: a batch cropped to its longest
-                 prompt gives what the full 77 give
+        text     (B, L) int64 token ids, L <= 77, every row with an end-of-text: what follows the longest
+                 prompt of a batch may be cut off, the result is the same
         audio    (B, S, 1, 128, 204) mel spectrograms of S clips, or (B, 1, 128, 204)
         depth, thermal  (B, 1, 224, 224);    imu  (B, 6, 2000)
-    Vision is of unit norm, text of norm min(exp(log_logit_scale), 100), audio 20, depth 5, thermal 10, imu 5; several
-    clips are averaged after that and not normalised again, as in the published model.
+    Vision is of unit norm, text of norm min(exp(log_logit_scale), 100), audio 20, depth 5, thermal 10, imu 5;
+    several clips are averaged after that and not normalised again, as in the published model.
     """
 
     def __init__(self, config: ImageBindConfig, modalities: Sequence[str] = MODALITIES):
         super().__init__()
-        parts: dict[str, dict[str, nn.Module]] = {"preprocessors": {}, "trunks": {}, "heads": {}, "postprocessors": {}}
+        parts = {part: nn.ModuleDict() for part in ("preprocessors", "trunks", "heads", "postprocessors")}
         for modality in modalities:
             width, blocks, heads = config.trunk(modality)
             scale = [LogitScale(SCALES[modality])] if modality in SCALES else []
-            parts["preprocessors"][modality] = _tokens(modality, width)
+            parts["preprocessors"][modality] = token_layer(modality, width)
             parts["trunks"][modality] = Trunk(width, blocks, heads, modality)
             parts["heads"][modality] = _head(modality, width, config.out_embed_dim)
             parts["postprocessors"][modality] = nn.Sequential(UnitNorm(), *scale)
-        self.modality_preprocessors = nn.ModuleDict(parts["preprocessors"])
-        self.modality_trunks = nn.ModuleDict(parts["trunks"])
-        self.modality_heads = nn.ModuleDict(parts["heads"])
-        self.modality_postprocessors = nn.ModuleDict(parts["postprocessors"])
+        self.modality_preprocessors = parts["preprocessors"]
+        self.modality_trunks = parts["trunks"]
+        self.modality_heads = parts["heads"]
+        self.modality_postprocessors = parts["postprocessors"]
         self.config = config
         self.requires_grad_(False).eval()
 
@@ -286,5 +220,6 @@ class ImageBind(nn.Module):
             clips, x = x.shape[1], x.flatten(0, 1)
         hidden = self.modality_trunks[modality](self.modality_preprocessors[modality](x))
         head = self.modality_heads[modality]
-        embedded = self.modality_postprocessors[modality](head(hidden, x) if modality == "text" else head(hidden))
+        chosen = head(hidden, x) if modality == "text" else head(hidden)
+        embedded = self.modality_postprocessors[modality](chosen)
         return embedded if clips is None else embedded.unflatten(0, (-1, clips)).mean(dim=1)

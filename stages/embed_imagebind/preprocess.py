@@ -1,7 +1,9 @@
 """Files and arrays -> what ImageBind reads, bit for bit what the official preprocessing makes of them.
 
-PREPROCESSING names this version of it: raise it when any output bit changes, for it is in the encoder's fingerprint.
+PREPROCESSING names this version of it: raise it when any output bit changes, for it is in the encoder's
+fingerprint.
 """
+
 import io
 import math
 import wave
@@ -17,18 +19,19 @@ from torch import Tensor
 PREPROCESSING = 1
 
 SIDE = 224
-IMAGE_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
-IMAGE_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
+IMAGE_MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])[:, None, None]
+IMAGE_STD = np.float32([0.26862954, 0.26130258, 0.27577711])[:, None, None]
 
 SAMPLE_RATE = 16000
 CLIP_SECONDS = 2
 AUDIO_CLIPS, VIDEO_CLIPS = 3, 5
 MEL_BINS, MEL_FRAMES = 128, 204
-FRAME, HOP, FFT = 400, 160, 512                      # 25 ms, 10 ms and the next power of two, at 16 kHz
+FRAME, HOP, FFT = 400, 160, 512  # 25 ms, 10 ms and the next power of two, at 16 kHz
 AUDIO_MEAN, AUDIO_STD = -4.268, 9.138
 
 
 # ---- images
+
 
 def decode_image(data: bytes) -> Image.Image:
     """An RGB image from a file's bytes. Raises OSError (Pillow's) when they are no image or one cut short."""
@@ -36,20 +39,20 @@ def decode_image(data: bytes) -> Image.Image:
         return image.convert("RGB")
 
 
-def image_tensor(image: Image.Image) -> Tensor:
-    """(3, 224, 224) float32: short side to 224 by Pillow's bicubic filter, centre crop, CLIP's mean and deviation."""
+def image_array(image: Image.Image) -> np.ndarray:
+    """(3, 224, 224) float32: short side to 224 (Pillow's bicubic), centre crop, CLIP's normalisation."""
     width, height = image.size
     if min(width, height) != SIDE:
         short = min(width, height)
-        image = image.resize((int(SIDE * width / short), int(SIDE * height / short)), Image.Resampling.BICUBIC)
-        width, height = image.size
+        width, height = int(SIDE * width / short), int(SIDE * height / short)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((width - SIDE) / 2), round((height - SIDE) / 2)
-    pixels = np.asarray(image.crop((left, top, left + SIDE, top + SIDE)))
-    return (torch.from_numpy(pixels.transpose(2, 0, 1) / np.float32(255)) - IMAGE_MEAN[:, None, None]) \
-        .div_(IMAGE_STD[:, None, None])
+    pixels = np.asarray(image.crop((left, top, left + SIDE, top + SIDE))).transpose(2, 0, 1)
+    return (pixels / np.float32(255) - IMAGE_MEAN) / IMAGE_STD
 
 
 # ---- clips of a longer file
+
 
 def clip_starts(duration: float, clips: int) -> list[Fraction]:
     """Starts of `clips` clips of 2 s, evenly from 0 to duration - 2; all 0 for a shorter file. Seconds."""
@@ -59,20 +62,21 @@ def clip_starts(duration: float, clips: int) -> list[Fraction]:
 
 # ---- audio
 
+
 def read_wav(data: bytes) -> tuple[Tensor, int]:
     """(channels, samples) float32 in [-1, 1) and the sample rate, of a 16-bit PCM WAV file's bytes.
 
     Raises ValueError or wave.Error for another encoding."""
     with wave.open(io.BytesIO(data)) as file:
         if file.getsampwidth() != 2:
-            raise ValueError(f"the WAV file has {8 * file.getsampwidth()}-bit samples; write it as 16-bit PCM")
+            raise ValueError(f"{8 * file.getsampwidth()}-bit samples; write it as 16-bit PCM")
         samples = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, file.getnchannels())
         return torch.from_numpy(samples.T.astype(np.float32) / 32768), file.getframerate()
 
 
 @lru_cache(maxsize=8)
 def _sinc_kernel(source: int, target: int) -> tuple[Tensor, int]:
-    """Hann-windowed sinc filters (target, 1, taps), width 6 zero crossings, roll-off 0.99; and their half width."""
+    """Hann-windowed sinc filters (target, 1, taps), 6 zero crossings, roll-off 0.99; their half width."""
     cutoff = min(source, target) * 0.99
     half = math.ceil(6 * source / cutoff)
     taps = torch.arange(-half, half + source, dtype=torch.float32)[None, None] / source
@@ -99,6 +103,7 @@ def resample(waveform: Tensor, rate: int) -> Tensor:
 @lru_cache(maxsize=1)
 def _mel_filters() -> Tensor:
     """(257, 128) triangular filters, evenly spaced in mel from 20 Hz to 8 kHz, as Kaldi builds them."""
+
     def mel(hertz: float) -> float:
         return 1127 * math.log(1 + hertz / 700)
 
@@ -116,7 +121,7 @@ def _hann() -> Tensor:
 
 
 def log_mel(waveform: Tensor) -> Tensor:
-    """Kaldi's filter-bank features, (128, frames) float32, of one channel (samples,) at 16 kHz; samples >= 400."""
+    """Kaldi's filter-bank features, (128, frames) float32, of (samples >= 400,) at 16 kHz."""
     frames = waveform.unfold(0, FRAME, HOP)
     frames = frames - frames.mean(dim=1, keepdim=True)
     previous = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
@@ -126,17 +131,18 @@ def log_mel(waveform: Tensor) -> Tensor:
 
 
 def audio_clips(waveform: Tensor, rate: int) -> Tensor:
-    """(3, 1, 128, 204) float32, ImageBind's audio input, of a waveform (channels, samples) float32 at `rate` Hz.
+    """(3, 1, 128, 204) float32, ImageBind's audio input, of a waveform (channels, samples) float32 at `rate`
+    Hz.
 
-    The first channel is heard, but the mean over all channels is taken off. The official code takes it off in place, so
-    that overlapping clips lose it more than once; the published weights have always been used with that, so it is kept.
-    Raises ValueError for less than 25 ms."""
+    The first channel is heard, but the mean over all channels is taken off. The official code takes it off in
+    place, so that overlapping clips lose it more than once; the published weights have always been used with
+    that, so it is kept. Raises ValueError for less than 25 ms."""
     waveform = resample(waveform, rate).clone()
     if waveform.shape[1] < FRAME:
-        raise ValueError(f"the audio has {waveform.shape[1]} samples at 16 kHz; at least {FRAME} (25 ms) are needed")
+        raise ValueError(f"{waveform.shape[1]} samples at 16 kHz; at least {FRAME} (25 ms) are needed")
     clips = []
     for start in clip_starts(waveform.shape[1] / SAMPLE_RATE, AUDIO_CLIPS):
-        clip = waveform[:, int(start * SAMPLE_RATE):int((start + CLIP_SECONDS) * SAMPLE_RATE)]
+        clip = waveform[:, int(start * SAMPLE_RATE) : int((start + CLIP_SECONDS) * SAMPLE_RATE)]
         clip -= clip.mean()
         mel = log_mel(clip[0])
         mel = F.pad(mel, (0, MEL_FRAMES - mel.shape[1]))[None]
@@ -145,6 +151,7 @@ def audio_clips(waveform: Tensor, rate: int) -> Tensor:
 
 
 # ---- video
+
 
 def clip_frames(duration: float, fps: float, frames: int) -> list[tuple[int, int]]:
     """First and last frame of each of the 5 clips of a video: what ImageBind sees of it.
@@ -158,16 +165,20 @@ def clip_frames(duration: float, fps: float, frames: int) -> list[tuple[int, int
 
 
 def video_clips(frames: Tensor) -> Tensor:
-    """(15, 3, 2, 224, 224) float32, ImageBind's video input, of (5, 2, H, W, 3) uint8: the frames of `clip_frames`.
+    """(15, 3, 2, 224, 224) float32, ImageBind's video input, of (5, 2, H, W, 3) uint8: the frames of
+    `clip_frames`.
 
     Bilinear to a short side of 224 (without antialias), then three crops along the long side."""
     height, width = frames.shape[2:4]
-    size = (math.floor(height / width * SIDE), SIDE) if width < height else (SIDE, math.floor(width / height * SIDE))
+    long = math.floor(max(height, width) / min(height, width) * SIDE)
+    size = (long, SIDE) if width < height else (SIDE, long)
+    mean, std = (torch.from_numpy(values)[..., None] for values in (IMAGE_MEAN, IMAGE_STD))
     clips = []
     for pair in frames:
-        clip = F.interpolate(pair.permute(3, 0, 1, 2) / 255.0, size=size, mode="bilinear", align_corners=False)
-        clip = (clip - IMAGE_MEAN[:, None, None, None]) / IMAGE_STD[:, None, None, None]
-        long = max(size)
+        clip = F.interpolate(
+            pair.permute(3, 0, 1, 2) / 255.0, size=size, mode="bilinear", align_corners=False
+        )
+        clip = (clip - mean) / std
         for offset in (0, math.ceil((long - SIDE) / 2), long - SIDE):
-            clips.append(clip.narrow(2 if size[0] > size[1] else 3, offset, SIDE))
+            clips.append(clip.narrow(2 if width < height else 3, offset, SIDE))
     return torch.stack(clips)

@@ -1,4 +1,5 @@
-"""ImageBind's weights: read from the published file, checked key by key, or drawn at random for the tiny architecture."""
+"""ImageBind's weights: the published file, checked key by key, or random ones for the tiny architecture."""
+
 import hashlib
 import math
 import pickle
@@ -15,14 +16,17 @@ from stages.contract import BadInput
 from stages.embed_imagebind.model import SCALES, ImageBind, ImageBindConfig
 
 SHARPNESS = 1.5
-REMEDY = "give imagebind_huge.pth as published (`malmm weights imagebind_huge`), or the same tensors as .safetensors"
+REMEDY = (
+    "take imagebind_huge.pth as published (`malmm weights imagebind_huge`), or its tensors as .safetensors"
+)
 
 
 def read_weights(path: Path, config: ImageBindConfig) -> dict[str, Tensor]:
     """All tensors of a .pth or .safetensors file, mapped from disk rather than read.
 
-    Nothing in the file is executed. The keys and shapes must be exactly the architecture's, all six modalities'.
-    Raises BadInput naming the file, every key that is wrong (the first ten of a kind) and the remedy."""
+    Nothing in the file is executed. The keys and shapes must be exactly the architecture's, all six
+    modalities'. Raises BadInput naming the file, every key that is wrong (the first ten of a kind) and the
+    remedy."""
     if not path.is_file():
         raise BadInput(f"no weights file {path}: {REMEDY}")
     try:
@@ -36,7 +40,7 @@ def read_weights(path: Path, config: ImageBindConfig) -> dict[str, Tensor]:
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise BadInput(f"{path} does not hold a mapping of names to tensors: {REMEDY}")
     if problems := differences(tensors, config):
-        raise BadInput(f"{path} does not fit the architecture: {'; '.join(problems)}. {REMEDY[0].upper()}{REMEDY[1:]}")
+        raise BadInput(f"{path} does not fit the architecture: {'; '.join(problems)}: {REMEDY}")
     return tensors
 
 
@@ -47,35 +51,48 @@ def expected_shapes(config: ImageBindConfig) -> dict[str, tuple[int, ...]]:
 
 
 def differences(tensors: Mapping[str, Tensor], config: ImageBindConfig) -> list[str]:
-    """What keeps `tensors` from being the architecture's, one sentence a kind of fault; empty when they fit."""
+    """What keeps `tensors` from being the architecture's, a phrase a kind of fault; empty when they fit."""
+
     def told(kind: str, faults: Sequence[str]) -> list[str]:
         more = f" and {len(faults) - 10} more" if len(faults) > 10 else ""
         return [f"{len(faults)} {kind}: {', '.join(faults[:10])}{more}"] if faults else []
 
     expected = expected_shapes(config)
-    wrong = [f"{name} {list(tensors[name].shape)} instead of {list(shape)}" for name, shape in expected.items()
-             if name in tensors and tuple(tensors[name].shape) != shape]
-    alien = [f"{name} {str(tensors[name].dtype).removeprefix('torch.')}" for name in expected
-             if name in tensors and not tensors[name].is_floating_point()]
-    return [*told("missing", [name for name in expected if name not in tensors]),
-            *told("not in the architecture", [str(name) for name in tensors if name not in expected]),
-            *told("of another shape", wrong), *told("not floating point", alien)]
+    wrong = [
+        f"{name} {list(tensors[name].shape)} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    alien = [
+        f"{name} {str(tensors[name].dtype).removeprefix('torch.')}"
+        for name in expected
+        if name in tensors and not tensors[name].is_floating_point()
+    ]
+    return [
+        *told("missing", [name for name in expected if name not in tensors]),
+        *told("not in the architecture", [str(name) for name in tensors if name not in expected]),
+        *told("of another shape", wrong),
+        *told("not floating point", alien),
+    ]
 
 
-def build_model(config: ImageBindConfig, tensors: Mapping[str, Tensor], modalities: Sequence[str]) -> ImageBind:
-    """The encoders of `modalities` in float32, holding `tensors` themselves (no copy where they are float32)."""
+def build_model(
+    config: ImageBindConfig, tensors: Mapping[str, Tensor], modalities: Sequence[str]
+) -> ImageBind:
+    """The encoders of `modalities` in float32, holding `tensors` themselves where they are float32."""
     with torch.device("meta"):
         model = ImageBind(config, modalities)
-    model.load_state_dict({name: tensors[name].float() for name in model.state_dict()}, strict=True, assign=True)
+    weights = {name: tensors[name].float() for name in model.state_dict()}
+    model.load_state_dict(weights, strict=True, assign=True)
     return model.requires_grad_(False)
 
 
 def random_weights(config: ImageBindConfig, seed: int) -> dict[str, Tensor]:
     """Fixed random weights: the same bits for a seed everywhere (MT19937, whose stream NumPy keeps frozen).
 
-    Matrices have unit gain (deviation 1 / sqrt(fan-in)), queries and keys SHARPNESS times that: attention then tells
-    patches and words apart instead of averaging them, so that embeddings differ between images and questions while
-    those of a picture and of its crop stay close."""
+    Matrices have unit gain (deviation 1 / sqrt(fan-in)), queries and keys SHARPNESS times that: attention
+    then tells patches and words apart instead of averaging them, so that embeddings differ between images and
+    questions while those of a picture and of its crop stay close."""
     tensors = {}
     for name, shape in expected_shapes(config).items():
         leaf = name.rsplit(".", 1)[-1]
@@ -86,7 +103,7 @@ def random_weights(config: ImageBindConfig, seed: int) -> dict[str, Tensor]:
             tensor = torch.tensor(math.log(SCALES[modality]))
         elif leaf in ("bias", "in_proj_bias"):
             tensor = torch.zeros(shape)
-        elif leaf == "weight" and len(shape) == 1:      # LayerNorm
+        elif leaf == "weight" and len(shape) == 1:  # LayerNorm
             tensor = torch.ones(shape)
         else:
             words = np.frombuffer(hashlib.sha256(f"{seed}/{name}".encode()).digest(), "<u4")
@@ -95,13 +112,13 @@ def random_weights(config: ImageBindConfig, seed: int) -> dict[str, Tensor]:
             if leaf in ("weight", "in_proj_weight") and "token_embedding" not in name:
                 tensor /= math.sqrt(math.prod(shape[1:]))
             if leaf == "in_proj_weight":
-                tensor[:2 * shape[1]] *= SHARPNESS
+                tensor[: 2 * shape[1]] *= SHARPNESS
         tensors[name] = tensor
     return tensors
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names and bytes in sorted order, hexadecimal: names random weights as a file's digest names it."""
+    """SHA-256 over names, shapes and bytes in sorted order, hexadecimal."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name}={list(tensors[name].shape)}\n".encode())

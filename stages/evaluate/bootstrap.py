@@ -14,9 +14,10 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Metric:
-    """A score of a corpus. columns: (n, k) float64, one row a sample; statistic: (..., k) sums -> (...) scores.
+    """A score of a corpus.
 
-    counted: (n,) bool, the samples that have a value.
+    columns: (n, k) float64, one row a sample; statistic: (..., k) sums -> (...) scores; counted: (n,) bool,
+    the samples that have a value.
     """
 
     columns: np.ndarray
@@ -46,8 +47,10 @@ class Score:
 
 
 def draw(clusters: Sequence[str], resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Resamples of clusters. Returns the cluster number of each sample (n,) int64 and how often each resample drew each
-    cluster, (resamples, C) float64. The same clusters and seed give the same draws, so systems compare in pairs.
+    """Resample the C distinct clusters. Equal clusters and seed give equal draws: systems compare in pairs.
+
+    Returns the cluster of each sample, (n,) int64, and how often each resample drew each cluster,
+    (resamples, C) float64.
     """
     names, member = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)
     drawn = np.random.default_rng(seed).multinomial(

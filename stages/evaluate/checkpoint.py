@@ -1,4 +1,4 @@
-"""What finetune left: the model's config and the weights that trained; and whether the other inputs fit it."""
+"""What finetune left: the model's config and the weights that trained. Whether the other inputs fit it."""
 
 from collections.abc import Mapping
 
@@ -14,8 +14,8 @@ from storage.digests import Digests
 class Checkpoint:
     """A checkpoint artifact: `config` of the model, and `weights()` for MultimodalModel.load_trained.
 
-    Raises BadInput for a checkpoint of another version, WrongConfig when evaluate's language model (or tokenizer of the
-    Q-Former's text) is not, byte for byte, the one it was trained with.
+    Raises BadInput for a checkpoint of another version, WrongConfig when evaluate's language model (or the
+    tokenizer of the Q-Former's text) is not, byte for byte, the one it was trained with.
     """
 
     def __init__(self, job: Job):
@@ -43,7 +43,7 @@ class Checkpoint:
 
 
 def check_encoder(job: Job) -> None:
-    """Raises BadInput when the embeddings are of another encoder than those the checkpoint was trained with."""
+    """Raises BadInput when the embeddings are of another encoder than the checkpoint was trained with."""
     key = job.inputs["checkpoint"].manifest["record"]["inputs"]["features"]
     if not is_published(job.store, "features", key):  # it may have been deleted since
         return

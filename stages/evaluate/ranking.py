@@ -1,7 +1,7 @@
 """VisDial's retrieval metrics (Das et al., 2017; NDCG as in the Visual Dialog challenge), honest about ties.
 
-A score shared by several candidates puts them in no order, so every metric is its expectation over a random one;
-sorting would hand the truth the best or the worst of those places, by accident.
+A score shared by several candidates puts them in no order, so every metric is its expectation over a random
+one; sorting would hand the truth the best or the worst of those places, by accident.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Place:
-    """Where the truth stands: behind `better` candidates, in a group of `tied` (1 or more, itself included)."""
+    """Where the truth stands: behind `better` candidates, in a group of `tied` (itself included)."""
 
     better: int
     tied: int

@@ -20,10 +20,11 @@ METRICS = {
     "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4", "meteor": "METEOR",
     "rouge_l": "ROUGE-L", "cider": "CIDEr", "seed_bleu_4": "BLEU-4, white space",
     "seed_bleu_4_question": "BLEU-4, white space, against the question", "exact_match": "exact match",
-    "recall_1": "R@1", "recall_5": "R@5", "recall_10": "R@10", "mean_rank": "mean rank (less is better)", "mrr": "MRR",
-    "ndcg": "NDCG",
+    "recall_1": "R@1", "recall_5": "R@5", "recall_10": "R@10", "mean_rank": "mean rank (less is better)",
+    "mrr": "MRR", "ndcg": "NDCG",
 }  # fmt: skip
 EXAMPLES = 10
+FEW_DIALOGUES = 10  # a bootstrap of fewer clusters covers far less than it says
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,13 @@ def warnings_of(
             break
     if systems["trained"].texts == systems["untrained"].texts:
         found.append("training changed no answer")
-    if len({item.dialogue for item in items}) < 2:
-        found.append("only one dialogue: no intervals")
+    dialogues = len({item.dialogue for item in items})
+    if dialogues < FEW_DIALOGUES:
+        found.append(
+            "only one dialogue: no intervals"
+            if dialogues == 1
+            else f"only {dialogues} dialogues: the intervals are too narrow, and say little"
+        )
     for system, meaning in (
         ("untrained", "training did not help, as far as this sample can tell"),
         ("permuted", "the images cannot be shown to matter"),
@@ -89,19 +95,20 @@ def render(
     warnings: Sequence[str],
     plots: Sequence[str],
 ) -> str:
-    """The whole report, in Markdown. It holds no time and no path, so that the same run gives the same bytes."""
+    """The whole report, in Markdown. It holds no time and no path, so the same run gives the same bytes."""
     lines = [line for warning in warnings for line in (f"> **Warning:** {warning}", ">")][:-1]
     lines += [""] if lines else []
     ranked = sum(scores is not None for scores in systems["trained"].candidates)
+    dialogues = len({item.dialogue for item in items})
     lines += [
         "# Evaluation", "",
-        f"- {len(items)} samples of {len({item.dialogue for item in items})} dialogues, split `{context.split}`; "
-        f"candidates ranked for {ranked}",
+        f"- {len(items)} samples of {dialogues} dialogues, split `{context.split}`; candidates ranked for "
+        f"{ranked}",
         f"- Tokenizer of the text scores: {context.tokenizer}. Exact match: {EXACT_MATCH}.",
-        f"- Generation: {context.generation}. Candidates are ranked by mean log-likelihood of their tokens; ties count "
-        "at their expected rank, R@k as the chance to be among the first k.",
-        f"- 95% intervals: percentile bootstrap over dialogues, {context.resamples} resamples, seed {context.seed}. "
-        "CIDEr keeps the document frequencies of all references.",
+        f"- Generation: {context.generation}. Candidates are ranked by mean log-likelihood of their tokens; "
+        "ties count at their expected rank, R@k as the chance to be among the first k.",
+        f"- 95% intervals: percentile bootstrap over dialogues, {context.resamples} resamples, seed "
+        f"{context.seed}; CIDEr keeps the document frequencies of all references.",
     ]  # fmt: skip
     if context.majority is not None:
         lines.append(
@@ -198,7 +205,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text inside a table: what Markdown or HTML would take for markup is escaped, and it stays on one line."""
+    """Text inside a table: on one line, and what Markdown or HTML would take for markup is escaped."""
     text = " ".join(text.split())
     for sign in "\\`*_[]<>|":
         text = text.replace(sign, "&lt;" if sign == "<" else "\\" + sign)

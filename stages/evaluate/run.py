@@ -26,32 +26,23 @@ from storage import Artifact
 from storage.features import open_features
 
 COLUMNS = [
-    "sample",
-    "dialogue",
-    "media",
-    "turn",
-    "caption",
-    "history",
-    "question",
-    "answer",
-    "candidates",
-    "gt_index",
-    "relevance",
-]
+    "sample", "dialogue", "media", "turn", "caption", "history", "question", "answer", "candidates",
+    "gt_index", "relevance",
+]  # fmt: skip
 
 
 def run(job: Job) -> None:
     """Write predictions.parquet, metrics.json, gains.json, report.md and plots.
 
-    Raises WrongConfig when the language model is not the checkpoint's, BadInput when there is nothing to score.
+    Raises WrongConfig when the language model is not the checkpoint's, BadInput when nothing can be scored.
     """
     config, notes = job.config, []
     checkpoint = Checkpoint(job)
     check_encoder(job)
     if job.inputs["features"].manifest["encoder"]["random_weights"]:
         notes.append(
-            "the encoder has random weights: it tells images and questions apart, but understands none, and the "
-            "scores say nothing about ImageBind"
+            "the encoder has random weights: it tells images and questions apart, but understands none, and "
+            "the scores say nothing about ImageBind"
         )
     rows = _rows(job, notes)
     ranked = _to_rank(rows, config.ranking, notes)
@@ -82,9 +73,11 @@ def run(job: Job) -> None:
     job.draft.write_table("predictions.parquet", _predictions(items, systems, scored))
     job.draft.write_json("metrics.json", _plain(scores))
     job.draft.write_json("gains.json", _plain(gains))
-    context = Context(config.split, config.protocol, tokenizer_of(config.protocol), config.resamples, config.seed,
-                      f"{'greedy' if config.beams == 1 else f'{config.beams} beams'}, up to {config.max_new_tokens} "
-                      "tokens", majority, provenance(job, checkpoint))  # fmt: skip
+    search = "greedy" if config.beams == 1 else f"{config.beams} beams"
+    context = Context(
+        config.split, config.protocol, tokenizer_of(config.protocol), config.resamples, config.seed,
+        f"{search}, up to {config.max_new_tokens} tokens", majority, provenance(job, checkpoint),
+    )  # fmt: skip
     report = render(context, items, systems, scores, gains, warnings, list(plots))
     job.draft.write_bytes("report.md", report.encode())
     job.about |= {"warnings": warnings, "tokenizer": context.tokenizer, "samples": len(items)}
@@ -109,25 +102,19 @@ def _predict_all(
     features = Features(open_features(job.inputs["features"]), rows)
     transformers.utils.logging.disable_progress_bar()
     model = build_model(checkpoint.config, job.config.llm, job.device, job.config.text_tokenizer)
+    total = len(SYSTEMS) * len(rows)
     for place, system in enumerate(SYSTEMS):
         if system == "trained":  # so the first system has seen the model as it was before training
             model.load_trained(checkpoint.weights())
+        behind = place * len(rows)
         predict(
-            job,
-            model,
-            features,
-            rows,
-            system,
-            ranked,
-            shown if system == "permuted" else None,
-            lambda done, place=place: job.progress(
-                place * len(rows) + done, len(SYSTEMS) * len(rows), "answers"
-            ),
-        )
+            job, model, features, rows, system, ranked, shown if system == "permuted" else None,
+            lambda done, behind=behind: job.progress(behind + done, total, "answers"),
+        )  # fmt: skip
 
 
 def _rows(job: Job, notes: list[str]) -> list[dict[str, Any]]:
-    """The samples of the split that can be scored, in the table's order; what is left out is noted and recorded."""
+    """The samples of the split that can be scored, in the table's order; what is left out is noted."""
     split = job.config.split
     found = _read(job.inputs["samples"], split, COLUMNS).to_pylist()
     if not found:
@@ -155,13 +142,13 @@ def _rows(job: Job, notes: list[str]) -> list[dict[str, Any]]:
 
 
 def _read(samples: Artifact, split: str, columns: list[str]) -> pa.Table:
-    """Some columns of one split; the others are not held in memory (VisDial's training split is 1.2 million rows)."""
+    """Some columns of one split; no others are held in memory (VisDial's train has 1.2 million rows)."""
     with samples.open("samples.parquet") as file:
         return pq.read_table(file, columns=columns, filters=pc.field("split") == split)
 
 
 def _to_rank(rows: Sequence[Mapping[str, Any]], ranking: bool | int, notes: list[str]) -> frozenset[str]:
-    """The samples whose candidates are ranked: all that have some, none, or so many spread evenly over them."""
+    """The samples whose candidates are ranked: all that have some, none, or so many, spread evenly."""
     if ranking is False:
         return frozenset()
     able = [row["sample"] for row in rows if row["candidates"]]
@@ -184,9 +171,7 @@ def _with_majority(
     job: Job, rows: Sequence[Mapping[str, Any]], systems: dict[str, Answers], notes: list[str]
 ) -> tuple[dict[str, Answers], str | None]:
     """The systems and the majority control, and its answer."""
-    train = [
-        a for a in _read(job.inputs["samples"], "train", ["answer"])["answer"].to_pylist() if a is not None
-    ]
+    train = _read(job.inputs["samples"], "train", ["answer"])["answer"].drop_null().to_pylist()
     if not train:
         notes.append("the samples have no training answers: the control of the majority answer is left out")
         return systems, None

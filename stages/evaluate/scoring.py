@@ -1,4 +1,4 @@
-"""From answers and candidate scores of several systems to scores with intervals. Arrays and lists in, numbers out."""
+"""From answers and candidate scores of several systems to scores with intervals. Lists in, numbers out."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Answers:
-    """One system's output for the items, in their order: texts, and scores of candidates where they were ranked."""
+    """One system's output for the items, in their order: texts, and scores of candidates where ranked."""
 
     texts: Sequence[str]
     candidates: Sequence[np.ndarray | None]
@@ -38,7 +38,7 @@ class Answers:
 
 @dataclass
 class Scored:
-    """One system's corpus metrics by name, and its values a sample: name -> (n,) float64, NaN where there is none."""
+    """One system's corpus metrics by name, and its values a sample, (n,) float64, NaN where there is none."""
 
     metrics: dict[str, Metric] = field(default_factory=dict)
     samples: dict[str, np.ndarray] = field(default_factory=dict)
@@ -94,6 +94,7 @@ def summarise(
 
 
 def tokenizer_of(protocol: str) -> str:
+    """What splits words under a protocol, as every result must say."""
     return WHITE_SPACE if protocol == "seed" else TOKENIZER
 
 
@@ -115,11 +116,7 @@ def _standard(
     if with_meteor:
         pairs = [(r, h) for texts in tokens.values() for r, h in zip(references, texts, strict=True)]
         distinct = list(dict.fromkeys(pairs))  # a control repeats one answer, and answers are few and short
-        known = (
-            dict(zip(distinct, meteor_statistics(*zip(*distinct, strict=True)), strict=True))
-            if distinct
-            else {}
-        )
+        known = dict(zip(distinct, meteor_statistics(*zip(*distinct, strict=True)), strict=True))
         for i, name in enumerate(tokens):
             statistics = np.array([known[pair] for pair in pairs[i * n : (i + 1) * n]]).reshape(n, -1)
             scored[name].metrics["meteor"] = Metric.of_sums(statistics, meteor)

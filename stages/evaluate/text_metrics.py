@@ -1,7 +1,7 @@
 """Scores of generated text against one reference each: BLEU, METEOR, ROUGE-L, CIDEr, exact match.
 
 All but exact match expect text that is tokenized already (java.tokenize), words joined by blanks. BLEU and
-METEOR of a corpus are functions of summed statistics, so a bootstrap adds up rows and never scores text again.
+METEOR of a corpus are functions of summed statistics: a bootstrap adds up rows and never scores text again.
 """
 
 import string
@@ -15,8 +15,8 @@ from pycocoevalcap.rouge.rouge import Rouge
 EXACT_MATCH = "lower case, ASCII punctuation removed, white space collapsed"
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
-# METEOR 1.5's parameters for English: weights of exact, stem, synonym and paraphrase matches; alpha, beta, gamma; and
-# delta, the weight of content words against function words.
+# METEOR 1.5's parameters for English: weights of exact, stem, synonym and paraphrase matches; alpha, beta,
+# gamma; and delta, the weight of content words against function words.
 _MATCHES = np.array([1.0, 0.6, 0.8, 0.6])
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 
@@ -24,7 +24,8 @@ _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 def bleu_statistics(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
     """Sufficient statistics of BLEU, one row a pair: (n, 10) float64.
 
-    Columns: words of the hypothesis, words of the reference, n-grams of the hypothesis (n = 1 to 4), matched n-grams.
+    Columns: words of the hypothesis, words of the reference, n-grams (n = 1 to 4) of the hypothesis, and how
+    many of them match.
     """
     rows = []
     for reference, hypothesis in zip(references, hypotheses, strict=True):
@@ -75,7 +76,7 @@ def rouge_l(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
 def cider(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
     """CIDEr (Vedantam et al., 2015) of each pair, 0 to 10: (n,) float64. The corpus score is the mean.
 
-    Document frequencies are those of the references given, so a pair's score depends on what it is scored with.
+    Document frequencies are those of the references given: a pair's score depends on what it is scored with.
     """
     if not any(reference.split() for reference in references):  # no document: pycocoevalcap would break
         return np.zeros(len(references))

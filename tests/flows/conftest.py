@@ -1,0 +1,91 @@
+"""A whole pipeline without its libraries: each stage's interpreter is a small program that keeps the contract."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}  # read when Prefect is imported
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+# Publishes an empty artifact under the right key, after doing what <place>/<stage>.py says.
+STAGE = f"""#!{sys.executable}
+import json, os, pathlib, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from flows.config import STAGES
+from stages.contract import Request
+from stages.identity import code_digest, record_of
+from storage import Draft, Ledger, Store, key_of
+request = Request.model_validate_json(sys.stdin.read())
+config = STAGES[request.stage].model_validate(request.config)
+here = pathlib.Path(__file__).parent
+tries = here / "tries"
+tries.write_text(tries.read_text() + "x" if tries.exists() else "x")
+attempt = len(tries.read_text())
+def end(code, message):
+    print(json.dumps({{"event": "error", "error": "Example", "message": message}}), flush=True)
+    sys.exit(code)
+if (here / "behaviour.py").exists():
+    exec((here / "behaviour.py").read_text())
+record = record_of(config, request.inputs, request.sources, request.only)
+draft = Draft(Store(request.store), config.KIND, key_of(record))
+if config.KIND == "report":
+    draft.write_json("metrics.json", {{"trained": {{"bleu_1": {{"value": 0.5, "low": 0.4, "high": 0.6, "n": 2}}}}}})
+ledger = Ledger()
+ledger.done("one", 0.1)
+print(json.dumps({{"event": "progress", "done": 1, "total": 1, "unit": "items"}}))
+draft.publish(ledger, {{"stage": request.stage, "version": config.VERSION, "record": record, "label": request.label,
+                       "code": code_digest(config)}})
+print(json.dumps({{"event": "done", "kind": config.KIND, "key": draft.key, "counts": ledger.counts()}}))
+"""
+
+
+class Pretend:
+    """A config over small files, and the programs in the place of its stages."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.config, self.store = folder, folder / "config.yaml", folder / "store"
+        (folder / "images").mkdir()
+        (folder / "llm").mkdir()
+        (folder / "llm" / "config.json").write_text("{}")
+        (folder / "images" / "VisualDialog_val2018_000000000001.jpg").write_bytes(b"picture")
+        (folder / "val.json").write_text(json.dumps({"version": "1.0", "split": "val2018", "data": {
+            "questions": ["is it red"], "answers": ["yes"], "dialogs": [
+                {"image_id": 1, "caption": "a picture", "dialog": [{"question": 0, "answer": 0}]}]}}))
+        self.config.write_text(f"""\
+name: pretend
+store: {self.store}
+images: {folder}/images
+llm: {folder}/llm
+ingest:
+  annotations:
+    val: {folder}/val.json
+embed_imagebind:
+  architecture: tiny
+finetune:
+  lr: 1.0e-3
+evaluate:
+  beams: 1
+""")
+        for stage in ("ingest", "embed_imagebind", "finetune", "evaluate"):
+            program = folder / "envs" / stage / "bin" / "python"
+            program.parent.mkdir(parents=True)
+            program.write_text(STAGE)
+            program.chmod(0o755)
+
+    def behave(self, stage: str, code: str) -> None:
+        """What a stage does before it would publish; `attempt`, `end(code, message)` and `here` are at hand."""
+        (self.folder / "envs" / stage / "bin" / "behaviour.py").write_text(code)
+
+    def tries(self, stage: str) -> int:
+        tries = self.folder / "envs" / stage / "bin" / "tries"
+        return len(tries.read_text()) if tries.exists() else 0
+
+
+@pytest.fixture
+def pretend(tmp_path, monkeypatch) -> Pretend:
+    monkeypatch.setenv("MALMM_ENVS", str(tmp_path / "envs"))
+    return Pretend(tmp_path)
