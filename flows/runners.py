@@ -4,6 +4,7 @@ A runner takes a request, hands each event of the stage to a callback as it come
 It never raises for what the stage did; it always leaves no process behind.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -68,10 +69,8 @@ class ProcessRunner:
         """Whatever happened, the stage and its children are gone afterwards."""
         if process.poll() is None:
             _signal(process, signal.SIGTERM)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(self.grace_seconds)
-            except subprocess.TimeoutExpired:
-                pass
         _signal(process, signal.SIGKILL)
         process.wait()
 
@@ -113,7 +112,5 @@ def _reap(process: subprocess.Popen) -> None:
 
 
 def _signal(process: subprocess.Popen, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass

@@ -7,6 +7,7 @@ to with the question as the Q-Former's text -> llm_proj. This is the architectur
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from malmm.initial import initialise
@@ -19,6 +20,8 @@ class Connector(nn.Module):
     """
     outputs: "all" hands every output position of the Q-Former to the language model, those of the question's tokens
     too (as the seed fork does); "queries" hands over those of the query tokens alone (as BLIP-2 and MA-LMM do).
+    normalize_inputs: both embeddings are brought to unit root mean square first. ImageBind's text rows are 100 times as
+    long as its image rows, so that without it the image is 1% of what imagebind_fc sees.
     All weights follow from ``seed``; turn_pe starts at zero, as MA-LMM's frame embedding does.
     """
 
@@ -29,10 +32,11 @@ class Connector(nn.Module):
         vision_dim: int = 1024,
         text_dim: int = 1024,
         outputs: Literal["queries", "all"] = "queries",
+        normalize_inputs: bool = True,
         seed: int = 42,
     ) -> None:
         super().__init__()
-        self.outputs = outputs
+        self.outputs, self.normalize_inputs = outputs, normalize_inputs
         self.imagebind_fc = nn.Linear(vision_dim + text_dim, qformer.encoder_width)
         self.turn_pe = nn.Embedding(TURNS, qformer.encoder_width)
         self.ln_vision = nn.LayerNorm(qformer.encoder_width)
@@ -51,7 +55,10 @@ class Connector(nn.Module):
         Returns (B,P,llm_hidden) and its mask (B,P) bool: P = Q, or Q+L with outputs "all".
         """
         dtype = self.imagebind_fc.weight.dtype
-        fused = self.imagebind_fc(torch.cat([vision, text], dim=-1).to(dtype)) + self.turn_pe(turn)
+        vision, text = vision.to(dtype), text.to(dtype)
+        if self.normalize_inputs:
+            vision, text = F.rms_norm(vision, vision.shape[-1:]), F.rms_norm(text, text.shape[-1:])
+        fused = self.imagebind_fc(torch.cat([vision, text], dim=-1)) + self.turn_pe(turn)
         states = self.ln_vision(fused)[:, None, :]
         queries = self.query_tokens.expand(len(vision), -1, -1)
         hidden = self.Qformer(queries, states, input_ids, text_mask)

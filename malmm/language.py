@@ -12,7 +12,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache, GenerationConfig
 
@@ -222,6 +221,8 @@ class LanguageModel(nn.Module):
 
 
 def _with_lora(model: nn.Module, lora: Lora, seed: int) -> nn.Module:
+    from peft import LoraConfig, get_peft_model  # half of all the time that importing takes, and seldom needed
+
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

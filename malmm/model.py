@@ -36,6 +36,7 @@ class ModelConfig:
 
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
     outputs: Literal["queries", "all"] = "queries"
+    normalize_inputs: bool = True
     vision_dim: int = 1024
     text_dim: int = 1024
     max_text_tokens: int = 128
@@ -218,6 +219,7 @@ def build_model(
     if qformer.vocab_size is None:
         qformer = replace(qformer, vocab_size=len(tokenizer))
     connector = Connector(
-        qformer, language.hidden, config.vision_dim, config.text_dim, config.outputs, config.seed
+        qformer, language.hidden, config.vision_dim, config.text_dim, config.outputs,
+        config.normalize_inputs, config.seed,
     ).to(device)
     return MultimodalModel(config, connector, language, tokenizer).eval()

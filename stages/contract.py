@@ -9,7 +9,6 @@ wrong (the BSD sysexits), 70 when the stage itself broke. Nothing else passes be
 import argparse
 import contextlib
 import ctypes
-import json
 import os
 import platform
 import signal
@@ -26,7 +25,7 @@ from stages.config import How, SourceDir, SourceFile, StageConfig
 from stages.errors import BadInput, StageError, TryAgain, WrongConfig
 from stages.events import Events
 from stages.identity import check_libraries, code_digest, record_of
-from storage import Artifact, Draft, Ledger, MissingArtifact, StorageError, Store, is_published, key_of
+from storage import Artifact, Draft, Ledger, StorageError, Store, is_published, key_of
 from storage.digests import Digests
 
 __all__ = ["BadInput", "How", "Job", "Request", "SourceDir", "SourceFile", "StageConfig", "StageError", "TryAgain",

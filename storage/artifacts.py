@@ -109,7 +109,7 @@ class Draft(_WritableFolder):
         files = {name: {"bytes": self.store.size(f"{self.folder}/{name}"), "sha256": _digest(self, name)}
                  for name in names}
         self.write_table(LEDGER_FILE, ledger.table())
-        created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         self.write_json(MANIFEST, about | {"kind": self.kind, "key": self.key, "created": created,
                                            "counts": ledger.counts(), "files": files})
         self.store.delete(f"{self.folder}/{PARTIAL}")
@@ -122,10 +122,12 @@ class Draft(_WritableFolder):
 
 
 def folder_of(kind: str, key: str) -> str:
+    """Where an artifact lies in its store."""
     return f"artifacts/{kind}/{key}"
 
 
 def is_published(store: Store, kind: str, key: str) -> bool:
+    """Whether the artifact exists: its manifest does."""
     return store.exists(f"{folder_of(kind, key)}/{MANIFEST}")
 
 

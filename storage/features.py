@@ -142,7 +142,7 @@ class FeatureBank:
         out: np.ndarray | None = None
         for begin, end in itertools.pairwise((*begins, len(order))):
             positions = order[begin:end]
-            rows = np.asarray(self._shard(index.shards[shards[positions[0]]]))  # a plain array indexes faster than a map
+            rows = np.asarray(self._shard(index.shards[shards[positions[0]]]))  # indexes faster than a map
             if len(begins) == 1:  # the common case needs no second copy
                 return rows[first]
             if out is None:

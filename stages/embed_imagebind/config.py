@@ -47,7 +47,7 @@ class EmbedConfig(StageConfig):
     text_batch: How[int] = Field(32, ge=1, description="questions a step; every step is padded to it")
     shard_rows: How[int] = Field(2048, ge=1, description="embeddings a shard; a kill loses one shard")
     workers: How[int] = Field(4, ge=1, description="threads that decode images while the model runs")
-    max_failed_share: How[float] = Field(
+    max_failed_share: float = Field(
         0.0, ge=0, le=1, description="the share of images and questions that may fail before the stage does"
     )
 

@@ -39,7 +39,7 @@ class EvaluateConfig(StageConfig):
     meteor: bool = Field(True, description="METEOR too, which takes 15 s to load its paraphrases")
     resamples: int = Field(1000, ge=100, description="bootstrap resamples for the 95% intervals")
     seed: int = Field(42, ge=0, description="of the bootstrap and of the permutation of images")
-    max_failed_share: How[float] = Field(
+    max_failed_share: float = Field(
         0.0,
         ge=0,
         le=1,

@@ -59,6 +59,16 @@ def test_a_gpu_that_torch_cannot_use_is_a_warning() -> None:
     assert states(checks)["torch"] == "warning" and passed(checks)
 
 
+def test_every_gpu_is_read_from_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor.graphics() == []
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA H200, 143771 MiB, 143000 MiB'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert doctor.graphics() == ["NVIDIA H200, 143771 MiB, 143000 MiB free"]
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'driver/library version mismatch'; exit 18\n")
+    assert doctor.graphics() == []
+
+
 def test_cuda_packages_need_no_lock() -> None:
     report = REPORT | {"packages": REPORT["packages"] | {"nvidia-cublas": "13.0", "triton": "3.5"}}
     assert passed(examine("finetune", report, LOCK, gpu=False))

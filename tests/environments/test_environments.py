@@ -59,9 +59,7 @@ def test_dockerfiles_put_dependencies_before_code(name: str) -> None:
         and "ARG BASE_IMAGE" in text
     )
     assert text.rindex("USER ") > text.rindex("RUN ")
-    entry = (
-        '["python", "-m", "flows"]' if name == "orchestrator" else f'["python", "-m", "stages.{name}"]'
-    )
+    entry = '["python", "-m", "flows"]' if name == "orchestrator" else f'["python", "-m", "stages.{name}"]'
     assert f"ENTRYPOINT {entry}" in text
     uv = pins(ENVS / "orchestrator" / "requirements.txt")["uv"]
     assert f"uv=={uv}" in text

@@ -1,0 +1,1 @@
+"""Embeddings and samples to a checkpoint."""
