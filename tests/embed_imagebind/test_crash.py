@@ -1,10 +1,8 @@
 """Killed at random moments and run again: the published bytes are those of an undisturbed run, no item lost or twice."""
 
 import hashlib
-import json
 import os
 import random
-import subprocess
 import time
 from pathlib import Path
 
@@ -16,16 +14,18 @@ from PIL import Image
 from storage import Draft, Ledger, Store
 from storage.features import FeatureBank, open_features
 from storage.tables import SAMPLES
-from tests.stage_command import ROOT, command, run_stage
+from tests.warm import StageProcess, preload
+
+preload("stages.embed_imagebind.run")
 
 KILLS = 20
-CONFIG = {"architecture": "tiny", "shard_rows": 8, "vision_batch": 4, "text_batch": 4, "device": "cpu", "workers": 1}
+CONFIG = {"architecture": "tiny", "shard_rows": 4, "vision_batch": 4, "text_batch": 4, "device": "cpu", "workers": 1}
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("images")
-    for number in range(48):
+    for number in range(96):
         noise = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
         Image.fromarray(noise).save(root / f"{number:02d}.png")
     return root
@@ -47,15 +47,9 @@ def samples(store: Path, images: Path, numbers: range) -> str:
     return key
 
 
-def start(store: Path, images: Path, key: str) -> subprocess.Popen:
-    request = {"stage": "embed_imagebind", "config": CONFIG | {"images": str(images)}, "store": str(store),
-               "inputs": {"samples": key}}
-    process = subprocess.Popen(command("embed_imagebind"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                               cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    with process.stdin:
-        process.stdin.write(json.dumps(request))
-    process.stdin = None  # so that communicate() leaves it alone
-    return process
+def start(store: Path, images: Path, key: str) -> StageProcess:
+    return StageProcess({"stage": "embed_imagebind", "config": CONFIG | {"images": str(images)}, "store": str(store),
+                         "inputs": {"samples": key}}, store)
 
 
 def shard_bytes(store: Path, bank: FeatureBank) -> list[str]:
@@ -66,27 +60,23 @@ def shard_bytes(store: Path, bank: FeatureBank) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # 22 starts of the stage
 def test_killed_at_random_moments(images, tmp_path):
     whole, store = tmp_path / "whole", tmp_path / "killed"
-    key = samples(whole, images, range(48))
-    samples(store, images, range(48))
-    undisturbed = run_stage("embed_imagebind", CONFIG | {"images": str(images)}, whole, {"samples": key}).artifact(whole)
+    key = samples(whole, images, range(96))
+    samples(store, images, range(96))
+    undisturbed = start(whole, images, key).outcome().artifact(whole)
 
-    rng, killed_at_work = random.Random(7), 0
+    choose, killed_at_work = random.Random(7), 0
     for attempt in range(KILLS):
-        process = start(store, images, key)
-        if attempt % 4:  # most kills while it embeds, some while it starts
-            process.stdout.readline()
-            killed_at_work += 1
-            time.sleep(rng.uniform(0, 0.3))
-        else:
-            time.sleep(rng.uniform(0, 3))
-        process.kill()
-        process.wait()
-    final = run_stage("embed_imagebind", CONFIG | {"images": str(images)}, store, {"samples": key}).artifact(store)
+        stage = start(store, images, key)
+        while attempt % 4 and stage.process.is_alive() and not any(e["event"] == "progress" for e in stage.events()):
+            time.sleep(0.005)  # most kills while it embeds, some while it starts
+        time.sleep(choose.uniform(0, 0.2 if attempt % 4 else 1.5))
+        killed_at_work += stage.process.is_alive()
+        stage.kill()
+    final = start(store, images, key).outcome().artifact(store)
 
-    assert final.key == undisturbed.key and killed_at_work == 15
+    assert final.key == undisturbed.key and killed_at_work >= 10
     assert final.read_bytes("items.parquet") == undisturbed.read_bytes("items.parquet")
     assert final.ledger()["id"].to_pylist() == undisturbed.ledger()["id"].to_pylist()
     ours, theirs = open_features(final), open_features(undisturbed)
@@ -96,15 +86,14 @@ def test_killed_at_random_moments(images, tmp_path):
         assert np.array_equal(ours.gather(modality, digests), theirs.gather(modality, digests))
     assert shard_bytes(store, ours) == shard_bytes(whole, theirs)
     index = [ours.store.read_table(f"{ours.folder}/index/{n}") for n in ours.store.list(f"{ours.folder}/index")]
-    assert sum(map(len, index)) == len(items) == 48 + 96, "an item lost or embedded twice"
+    assert sum(map(len, index)) == len(items) == 96 + 192, "an item lost or embedded twice"
 
 
 def test_two_processes_on_one_bank_lose_nothing(images, tmp_path):
     store = tmp_path / "store"
-    keys = [samples(store, images, numbers) for numbers in (range(30), range(18, 48))]
+    keys = [samples(store, images, numbers) for numbers in (range(60), range(36, 96))]
     processes = [start(store, images, key) for key in keys]
-    ended = [json.loads(process.communicate()[0].splitlines()[-1]) for process in processes]
-    assert [e["event"] for e in ended] == ["done", "done"]
+    assert [process.outcome().code for process in processes] == [0, 0]
     bank = FeatureBank(Store(store), os.listdir(store / "features")[0])
-    media = [hashlib.sha256((images / f"{n:02d}.png").read_bytes()).hexdigest() for n in range(48)]
-    assert np.isfinite(bank.gather("vision", media)).all() and bank.count("text") == 96
+    media = [hashlib.sha256((images / f"{n:02d}.png").read_bytes()).hexdigest() for n in range(96)]
+    assert np.isfinite(bank.gather("vision", media)).all() and bank.count("text") == 192

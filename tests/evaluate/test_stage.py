@@ -13,7 +13,7 @@ from stages.evaluate.ranking import place
 from storage import Store
 from tests.evaluate.pipeline import CANDIDATES, Inputs, digest, rows, start
 from tests.stage_command import run_stage
-from tests.tiny_llm import write_tiny_llm
+from demo.tiny_language_model import write_tiny_llm
 
 SYSTEMS = ("trained", "untrained", "permuted", "majority")
 

@@ -15,9 +15,11 @@ import pytest
 from storage import Draft, Ledger, Store
 from storage.features import FeatureBank, text_digest
 from storage.tables import SAMPLES
-from tests.finetune.warm import StageProcess
+from demo.tiny_language_model import write_tiny_llm
 from tests.stage_command import Outcome
-from tests.tiny_llm import write_tiny_llm
+from tests.warm import StageProcess, preload
+
+preload("stages.finetune.run", "transformers.models.llama.modeling_llama", "transformers.generation", "bitsandbytes")
 
 COLOURS = ["red", "blue", "green"]
 BANK = "tiny-0123456789abcdef"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny_llm import write_tiny_llm
+from demo.tiny_language_model import write_tiny_llm
 
 
 @pytest.fixture(scope="session")
