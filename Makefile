@@ -22,7 +22,7 @@ test: $(BIN)/uv      ## all tests, each in its stage's environment; ARGS go to p
 
 lint: $(BIN)/uv      ## ruff
 	@$(SYNC) testing
-	@$(ENVS)/testing/bin/ruff check --quiet . && echo 'ruff: nothing to say'
+	@$(ENVS)/testing/bin/ruff check --quiet . && $(ENVS)/testing/bin/ruff format --quiet --check . && echo 'ruff: nothing to say'
 
 bench: $(BIN)/uv     ## the benchmarks of docs/
 	@$(SYNC)

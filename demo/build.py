@@ -86,9 +86,7 @@ def _photograph(entry: dict) -> Photograph:
     if dense and (
         dense["turn"] not in range(1, TURNS + 1) or dense["relevance"].get(turns[dense["turn"] - 1][1]) != 1.0
     ):
-        raise BadDialogue(
-            f"{where}: dense needs a turn of 1-{TURNS} and relevance 1.0 for that turn's own answer"
-        )
+        raise BadDialogue(f"{where}: dense needs a turn of 1-{TURNS} and relevance 1.0 for that turn's own answer")
     return Photograph(
         id=entry["id"],
         split=entry["split"],
@@ -161,15 +159,11 @@ def build(dialogues: Dialogues) -> dict[str, bytes]:
     return {name: (json.dumps(content, indent=1) + "\n").encode() for name, content in files.items()}
 
 
-def _candidates(
-    answer: str, wanted: list[str], pool: list[str], place: int, draw: random.Random
-) -> list[str]:
+def _candidates(answer: str, wanted: list[str], pool: list[str], place: int, draw: random.Random) -> list[str]:
     """100 distinct answers, ``answer`` at ``place``, ``wanted`` among them; ``draw`` decides the others."""
     others = [candidate for candidate in dict.fromkeys(wanted) if candidate != answer]
     if len(others) >= CANDIDATES:
-        raise BadDialogue(
-            f"{len(others)} popular and plausible answers beside {answer!r}; room for {CANDIDATES - 1}"
-        )
+        raise BadDialogue(f"{len(others)} popular and plausible answers beside {answer!r}; room for {CANDIDATES - 1}")
     rest = [candidate for candidate in pool if candidate != answer and candidate not in others]
     others += draw.sample(rest, CANDIDATES - 1 - len(others))
     draw.shuffle(others)

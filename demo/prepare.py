@@ -87,12 +87,8 @@ def _write(target: Path, content: bytes) -> None:
 
 def main() -> None:
     """`python -m demo.prepare`: prints where the data lie."""
-    parser = argparse.ArgumentParser(
-        description="Photographs and dialogues of the demo, laid out like VisDial v1.0."
-    )
-    parser.add_argument(
-        "packages", type=Path, help="folder that envs/demo/requirements.txt was installed into"
-    )
+    parser = argparse.ArgumentParser(description="Photographs and dialogues of the demo, laid out like VisDial v1.0.")
+    parser.add_argument("packages", type=Path, help="folder that envs/demo/requirements.txt was installed into")
     parser.add_argument("destination", type=Path, help="folder to write images/ and annotations/ into")
     arguments = parser.parse_args()
     try:

@@ -1,6 +1,6 @@
-"""A random Llama of 64 dimensions and a byte-level BPE tokenizer, for the smoke flow and the tests: real files, no network.
+"""A random Llama of 64 dimensions and a byte-level BPE tokenizer, for the smoke flow and the tests.
 
-    python -m demo.tiny_language_model TARGET
+python -m demo.tiny_language_model TARGET
 """
 
 import sys
@@ -16,7 +16,11 @@ def write_tiny_llm(folder: Path, hidden: int = 64) -> Path:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    words = ["Caption: a red circle on a blue ground", "Question: what colour is the circle?", "Answer: yes no red blue"]
+    words = [
+        "Caption: a red circle on a blue ground",
+        "Question: what colour is the circle?",
+        "Answer: yes no red blue",
+    ]
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         special_tokens=["<s>", "</s>"],

@@ -9,22 +9,33 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="An offline feature pipeline for memory-augmented multimodal models (MA-LMM with ImageBind).")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="An offline feature pipeline for memory-augmented multimodal models (MA-LMM with ImageBind).",
+)
 artifacts = typer.Typer(no_args_is_help=True, help="Browse what stages have made.")
 env = typer.Typer(no_args_is_help=True, help="Make the stages' environments.")
 app.add_typer(artifacts, name="artifacts")
 app.add_typer(env, name="env")
 
 Config = Annotated[Path, typer.Argument(help="a pipeline's YAML, as in configs/")]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="FIELD=VALUE",
-                                              help="lay a value over the config: --set finetune.epochs=2")]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="FIELD=VALUE", help="lay a value over the config: --set finetune.epochs=2")
+]
 StoreUrl = Annotated[str, typer.Option("--store", help="folder or fsspec URL of the store")]
 
 
 @app.command()
-def run(config: Config, set: Overrides = [], force: Annotated[list[str], typer.Option(  # noqa: A002, B006
-        metavar="STAGE", help="make this stage's artifact again though it is there")] = []) -> None:
+def run(
+    config: Config,
+    set: Overrides = [],
+    force: Annotated[
+        list[str],
+        typer.Option(metavar="STAGE", help="make this stage's artifact again though it is there"),
+    ] = [],
+) -> None:
     """Run a whole pipeline through Prefect; what is there already is not made again."""
     from flows.config import STAGES
 
@@ -41,7 +52,7 @@ def run(config: Config, set: Overrides = [], force: Annotated[list[str], typer.O
 
 
 @app.command()
-def status(config: Config, set: Overrides = []) -> None:  # noqa: A002, B006
+def status(config: Config, set: Overrides = []) -> None:
     """Say how each stage stands - fresh, stale and why, failed, missing - and run nothing."""
     from flows.config import store_url
     from flows.plan import plan, statuses
@@ -50,18 +61,25 @@ def status(config: Config, set: Overrides = []) -> None:  # noqa: A002, B006
     pipeline = _load(config, set)
     for status in statuses(plan(pipeline).values(), Store(store_url(pipeline))):
         counts = ", ".join(f"{number} {name}" for name, number in status.counts.items() if number)
-        typer.echo(f"{status.step.stage:16s} {status.state:8s} {status.step.key[:12]}  {counts or '-'}"
-                   f"{'  ' + status.why if status.why else ''}")
+        typer.echo(
+            f"{status.step.stage:16s} {status.state:8s} {status.step.key[:12]}  {counts or '-'}"
+            f"{'  ' + status.why if status.why else ''}"
+        )
         for warning in status.warnings:
             typer.echo(f"{'':16s} warning  {warning}")
 
 
 @app.command()
-def stage(name: Annotated[str, typer.Argument(help="ingest, embed_imagebind, finetune or evaluate")],
-          config: Annotated[Path, typer.Option(help="the pipeline's YAML")], set: Overrides = [],  # noqa: A002, B006
-          force: Annotated[bool, typer.Option(help="make the artifact again though it is there")] = False,
-          only: Annotated[list[str], typer.Option(  # noqa: B006
-              metavar="ITEM", help="work on this item alone, into an artifact of its own")] = []) -> None:
+def stage(
+    name: Annotated[str, typer.Argument(help="ingest, embed_imagebind, finetune or evaluate")],
+    config: Annotated[Path, typer.Option(help="the pipeline's YAML")],
+    set: Overrides = [],
+    force: Annotated[bool, typer.Option(help="make the artifact again though it is there")] = False,
+    only: Annotated[
+        list[str],
+        typer.Option(metavar="ITEM", help="work on this item alone, into an artifact of its own"),
+    ] = [],
+) -> None:
     """Run one stage by hand, without Prefect, on the artifacts its config leads to."""
     from flows.config import STAGES
     from flows.plan import plan
@@ -75,8 +93,11 @@ def stage(name: Annotated[str, typer.Argument(help="ingest, embed_imagebind, fin
     makers = {c.KIND: s for s, c in STAGES.items()}
     for kind, key in step.request.inputs.items():
         if not is_published(store, kind, key):
-            _fail(f"{name} reads {kind} {key[:12]}, which is not there: run `malmm stage {makers[kind]} --config "
-                  f"{config}` first", 65)
+            _fail(
+                f"{name} reads {kind} {key[:12]}, which is not there: run `malmm stage {makers[kind]} --config "
+                f"{config}` first",
+                65,
+            )
     with Terminal(name) as terminal:
         if is_published(store, step.kind, step.key) and not force:
             terminal.reused(Artifact(store, step.kind, step.key))
@@ -96,13 +117,18 @@ def artifacts_ls(store: StoreUrl = "store", kind: Annotated[str, typer.Option(he
         about = artifact.manifest
         counts = ", ".join(f"{number} {name}" for name, number in about["counts"].items() if number)
         size = sum(file["bytes"] for file in about["files"].values())
-        typer.echo(f"{artifact.kind:10s} {artifact.key[:12]}  {about['created'][:19]}  {size / 1e6:9.2f} MB  "
-                   f"{about['label']:16s} {counts}")
+        typer.echo(
+            f"{artifact.kind:10s} {artifact.key[:12]}  {about['created'][:19]}  {size / 1e6:9.2f} MB  "
+            f"{about['label']:16s} {counts}"
+        )
 
 
 @artifacts.command("show")
-def artifacts_show(key: Annotated[str, typer.Argument(help="the first digits of its key")], store: StoreUrl = "store",
-                   verify: Annotated[bool, typer.Option(help="hash every file against the manifest")] = False) -> None:
+def artifacts_show(
+    key: Annotated[str, typer.Argument(help="the first digits of its key")],
+    store: StoreUrl = "store",
+    verify: Annotated[bool, typer.Option(help="hash every file against the manifest")] = False,
+) -> None:
     """Show an artifact's manifest, and with --verify whether its bytes are what it says."""
     from storage import Store, find
 
@@ -114,8 +140,10 @@ def artifacts_show(key: Annotated[str, typer.Argument(help="the first digits of 
 
 
 @artifacts.command("gc")
-def artifacts_gc(store: StoreUrl = "store", delete: Annotated[bool, typer.Option(
-        help="remove them; without it they are only listed")] = False) -> None:
+def artifacts_gc(
+    store: StoreUrl = "store",
+    delete: Annotated[bool, typer.Option(help="remove them; without it they are only listed")] = False,
+) -> None:
     """List what killed runs left in the feature banks: shards that no index part names."""
     from storage import Store
     from storage.features import orphans
@@ -128,8 +156,10 @@ def artifacts_gc(store: StoreUrl = "store", delete: Annotated[bool, typer.Option
 
 
 @env.command("sync")
-def env_sync(stages: Annotated[list[str], typer.Argument(help="all, if none is named")] = [],  # noqa: B006
-             force: Annotated[bool, typer.Option(help="make them again though they are current")] = False) -> None:
+def env_sync(
+    stages: Annotated[list[str], typer.Argument(help="all, if none is named")] = [],
+    force: Annotated[bool, typer.Option(help="make them again though they are current")] = False,
+) -> None:
     """Make the environments as their locks say; nothing happens where nothing changed."""
     from flows import environments
 
@@ -138,8 +168,10 @@ def env_sync(stages: Annotated[list[str], typer.Argument(help="all, if none is n
 
 
 @env.command("lock")
-def env_lock(stages: Annotated[list[str], typer.Argument(help="all, if none is named")] = [],  # noqa: B006
-             upgrade: Annotated[bool, typer.Option(help="take the newest versions that fit")] = False) -> None:
+def env_lock(
+    stages: Annotated[list[str], typer.Argument(help="all, if none is named")] = [],
+    upgrade: Annotated[bool, typer.Option(help="take the newest versions that fit")] = False,
+) -> None:
     """Compile envs/<stage>/requirements.in into the locked requirements.txt."""
     from flows import environments
 
@@ -147,8 +179,10 @@ def env_lock(stages: Annotated[list[str], typer.Argument(help="all, if none is n
 
 
 @app.command()
-def doctor(config: Annotated[Path | None, typer.Option(help="check the weights this config names as well")] = None,
-           set: Overrides = []) -> None:  # noqa: A002, B006
+def doctor(
+    config: Annotated[Path | None, typer.Option(help="check the weights this config names as well")] = None,
+    set: Overrides = [],
+) -> None:
     """Check the machine and every environment; each failure comes with the command that mends it."""
     from flows import doctor
 
@@ -162,10 +196,12 @@ def doctor(config: Annotated[Path | None, typer.Option(help="check the weights t
 
 
 @app.command()
-def weights(name: Annotated[str, typer.Argument(help="imagebind_huge")] = "imagebind_huge",
-            url: Annotated[str | None, typer.Option(help="fetch from here instead")] = None,
-            sha256: Annotated[str | None, typer.Option(help="the digest it must have")] = None,
-            to: Annotated[Path | None, typer.Option(help="where to put it")] = None) -> None:
+def weights(
+    name: Annotated[str, typer.Argument(help="imagebind_huge")] = "imagebind_huge",
+    url: Annotated[str | None, typer.Option(help="fetch from here instead")] = None,
+    sha256: Annotated[str | None, typer.Option(help="the digest it must have")] = None,
+    to: Annotated[Path | None, typer.Option(help="where to put it")] = None,
+) -> None:
     """Fetch ImageBind's weights (CC-BY-NC-SA 4.0, yours to accept), resume, and verify their digest."""
     from flows import weights
 
@@ -173,9 +209,16 @@ def weights(name: Annotated[str, typer.Argument(help="imagebind_huge")] = "image
 
 
 @app.command()
-def demo(store: Annotated[Path, typer.Option(help="folder of the demo's store")] = Path("demo-store"), imagebind_weights: Annotated[Path | None, typer.Option(
-        help="imagebind_huge.pth; without it ImageBind's architecture at tiny size with fixed random weights")] = None,
-         set: Overrides = []) -> None:  # noqa: A002, B006
+def demo(
+    store: Annotated[Path, typer.Option(help="folder of the demo's store")] = Path("demo-store"),
+    imagebind_weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="imagebind_huge.pth; without it ImageBind's architecture at tiny size with fixed random weights"
+        ),
+    ] = None,
+    set: Overrides = [],
+) -> None:
     """Run the whole pipeline on real photographs and a small real language model, on the CPU."""
     from flows import demo, environments
 
@@ -235,9 +278,11 @@ def _known(names: list[str], known: Any) -> None:
 def _start_prefect() -> None:
     """Prefect as a laptop needs it: nothing reaches outside, and its own lines leave the terminal to ours."""
     for name, value in {
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # a cold database takes half a minute
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         "PREFECT_CLIENT_MAX_RETRIES": "10",
     }.items():
         os.environ.setdefault(name, value)

@@ -44,8 +44,10 @@ class Pipeline(BaseModel):
 
 SHARED = ("images", "llm", "device")
 STAGES: dict[str, type[StageConfig]] = {
-    name: field.annotation for name, field in Pipeline.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, StageConfig)}
+    name: field.annotation
+    for name, field in Pipeline.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, StageConfig)
+}
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Pipeline:
@@ -60,8 +62,9 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Pipeline:
         raise ConfigError("\n".join(_explain(e, lines, str(path)) for e in error.errors())) from None
     problems = [problem for stage in pipeline.stages() for problem in stage.problems()]
     if problems:
-        raise ConfigError("\n".join(f"{_where(tuple(p.split(':')[0].split('.')), lines, str(path))}{p}"
-                                    for p in problems))
+        raise ConfigError(
+            "\n".join(f"{_where(tuple(p.split(':')[0].split('.')), lines, str(path))}{p}" for p in problems)
+        )
     return pipeline
 
 

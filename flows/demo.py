@@ -21,8 +21,14 @@ def prepare(store: Path, imagebind_weights: Path | None) -> tuple[Path, list[str
     data = photographs.prepare(packages, inputs)
     llm = inputs / "SmolLM2-135M-Instruct"
     in_finetune_environment("demo.language_model", llm, packages)
-    overrides = {"store": store.absolute(), "images": data.images, "llm": llm, "ingest.annotations.train": data.train,
-                 "ingest.annotations.val": data.val, "ingest.dense.val": data.dense_val}
+    overrides = {
+        "store": store.absolute(),
+        "images": data.images,
+        "llm": llm,
+        "ingest.annotations.train": data.train,
+        "ingest.annotations.val": data.val,
+        "ingest.dense.val": data.dense_val,
+    }
     if imagebind_weights is not None:
         overrides |= {"embed_imagebind.architecture": "huge", "embed_imagebind.weights": imagebind_weights.absolute()}
     return CONFIG, [f"{field}={json.dumps(str(value))}" for field, value in overrides.items()]
@@ -31,8 +37,16 @@ def prepare(store: Path, imagebind_weights: Path | None) -> tuple[Path, list[str
 def in_finetune_environment(module: str, target: Path, *packages: Path) -> None:
     """Run `python -m MODULE TARGET` where transformers is, to make a language model. Raises EnvironmentFailed."""
     path = ":".join(map(str, (ROOT, *packages)))
-    done = run([str(environments.python("finetune")), "-m", module, str(target)], cwd=ROOT, capture_output=True,
-               text=True, env=stage_environment() | {"PYTHONPATH": path}, check=False)
+    done = run(
+        [str(environments.python("finetune")), "-m", module, str(target)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=stage_environment() | {"PYTHONPATH": path},
+        check=False,
+    )
     if done.returncode:
-        raise environments.EnvironmentFailed(f"python -m {module} failed:\n{done.stderr[-2000:]}\n"
-                                             "`malmm env sync finetune demo --force` installs what it needs again")
+        raise environments.EnvironmentFailed(
+            f"python -m {module} failed:\n{done.stderr[-2000:]}\n"
+            "`malmm env sync finetune demo --force` installs what it needs again"
+        )

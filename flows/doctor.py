@@ -66,9 +66,7 @@ class Check:
     remedy: str = ""
 
 
-def diagnose(
-    stages: Iterable[str] = environments.STAGES, files: Mapping[str, Path] | None = None
-) -> list[Check]:
+def diagnose(stages: Iterable[str] = environments.STAGES, files: Mapping[str, Path] | None = None) -> list[Check]:
     """Every check of the named environments and of the machine.
 
     `files` names weights that a config asks for (a file or a folder each); the known weights in weights/ are
@@ -89,9 +87,7 @@ def examine(stage: str, report: Mapping, locked: Mapping[str, str], gpu: bool) -
     again = f"malmm env sync {stage} --force"
     checks = [Check(stage, "interpreter", "ok", f"Python {report['python']}")]
     if not report["python"].startswith("3.11."):
-        checks[0] = Check(
-            stage, "interpreter", "failed", f"Python {report['python']}; the lock is for 3.11", again
-        )
+        checks[0] = Check(stage, "interpreter", "failed", f"Python {report['python']}; the lock is for 3.11", again)
     checks.append(_packages(stage, report["packages"], locked, again))
     broken = {name: error for name, error in report["imports"].items() if error}
     if broken:
@@ -109,16 +105,12 @@ def examine(stage: str, report: Mapping, locked: Mapping[str, str], gpu: bool) -
         mend = f"UV_FIND_LINKS= PIP_FIND_LINKS= {again}" if "+cpu" in torch["version"] else "nvidia-smi"
         checks.append(Check(stage, "torch", "warning", f"{torch['version']} does not see the GPU", mend))
     elif torch:
-        checks.append(
-            Check(stage, "torch", "ok", f"{torch['version']}, {'CUDA' if torch['cuda'] else 'CPU'}")
-        )
+        checks.append(Check(stage, "torch", "ok", f"{torch['version']}, {'CUDA' if torch['cuda'] else 'CPU'}"))
     return checks
 
 
 def _packages(stage: str, installed: Mapping[str, str], locked: Mapping[str, str], again: str) -> Check:
-    present = {
-        re.sub(r"[-_.]+", "-", name).lower(): version.split("+")[0] for name, version in installed.items()
-    }
+    present = {re.sub(r"[-_.]+", "-", name).lower(): version.split("+")[0] for name, version in installed.items()}
     wrong = [
         f"{name} is {present[name]}, locked {version}"
         for name, version in locked.items()
@@ -146,9 +138,7 @@ def _probe(stage: str) -> dict | Check:
     if not environments.python(stage).exists():
         return Check(stage, "environment", "failed", f"{environments.python(stage)} does not exist", mend)
     if not environments.is_current(stage):
-        return Check(
-            stage, "environment", "failed", "is not what its lock says now, or was left half made", mend
-        )
+        return Check(stage, "environment", "failed", "is not what its lock says now, or was left half made", mend)
     variables = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     command = [
         environments.python(stage),
@@ -182,11 +172,7 @@ def graphics() -> list[str]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [
-        [cell.strip() for cell in line.split(",")]
-        for line in done.stdout.splitlines()
-        if line.count(",") == 2
-    ]
+    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.count(",") == 2]
     return [f"{name}, {total}, {free} free" for name, total, free in rows]
 
 

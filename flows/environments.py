@@ -110,9 +110,7 @@ def lock(names: Iterable[str] = STAGES, upgrade: bool = False, log: Callable[[st
     for name in _known(names):
         folder = REPO / "envs" / name
         if not (folder / "requirements.in").exists():
-            raise EnvironmentFailed(
-                f"envs/{name}/requirements.in does not exist, so there is nothing to lock"
-            )
+            raise EnvironmentFailed(f"envs/{name}/requirements.in does not exist, so there is nothing to lock")
         target, draft = folder / "requirements.txt", folder / "requirements.txt.new"
         if target.exists() and not upgrade:
             shutil.copyfile(target, draft)  # uv prefers the versions it finds in its output
@@ -214,11 +212,7 @@ def _uv_environment(outer: os._Environ[str] | dict[str, str]) -> dict[str, str]:
 
 
 def _overrides(name: str) -> list[str]:
-    return (
-        ["--override", f"envs/{name}/overrides.txt"]
-        if (REPO / "envs" / name / "overrides.txt").exists()
-        else []
-    )
+    return ["--override", f"envs/{name}/overrides.txt"] if (REPO / "envs" / name / "overrides.txt").exists() else []
 
 
 def _known(names: Iterable[str]) -> list[str]:
@@ -259,13 +253,9 @@ def _alone() -> Iterator[None]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line, for a machine that has no `malmm` yet. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.environments", description="Makes the stages' environments."
-    )
+    parser = argparse.ArgumentParser(prog="python -m flows.environments", description="Makes the stages' environments.")
     parser.add_argument("action", choices=["sync", "lock"])
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all where none is named"
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all where none is named")
     parser.add_argument("--force", action="store_true", help="sync: make them again though they are current")
     parser.add_argument("--upgrade", action="store_true", help="lock: take the newest versions that fit")
     chosen = parser.parse_args(arguments)

@@ -48,8 +48,12 @@ def pipeline(config: str, overrides: Sequence[str] = (), force: Sequence[str] = 
 def execute(step: Step, retries: int, after: Sequence[State] = ()) -> State:
     """Run one step as a Prefect task named by its stage. Raises StageFailed when it ends without its artifact."""
     run = run_stage.with_options(
-        name=step.stage, task_run_name=f"{step.stage} {step.key[:12]}", tags={step.stage, step.request.label},
-        retries=retries, retry_delay_seconds=[min(300, 10 * 3**n) for n in range(retries)] or None)
+        name=step.stage,
+        task_run_name=f"{step.stage} {step.key[:12]}",
+        tags={step.stage, step.request.label},
+        retries=retries,
+        retry_delay_seconds=[min(300, 10 * 3**n) for n in range(retries)] or None,
+    )
     state = run(step, ProcessRunner(), wait_for=list(after), return_state=True)
     state.result(raise_on_failure=True)
     return state
@@ -74,8 +78,12 @@ def run_stage(step: Step, runner: Runner) -> State:
             raise StageFailed(step.stage, code, progress.cause)
     artifact = Artifact(store, step.kind, step.key)
     if runtime.task_run.id:
-        create_link_artifact(link=f"{store.url}/{artifact.folder}", link_text=f"{step.kind} {step.key[:12]}",
-                             key=f"{step.stage.replace('_', '-')}-artifact", description=f"What {step.stage} made")
+        create_link_artifact(
+            link=f"{store.url}/{artifact.folder}",
+            link_text=f"{step.kind} {step.key[:12]}",
+            key=f"{step.stage.replace('_', '-')}-artifact",
+            description=f"What {step.stage} made",
+        )
     counts = ", ".join(f"{number} {status}" for status, number in artifact.manifest["counts"].items() if number)
     return Completed(message=f"{step.kind} {step.key[:12]}: {counts}")
 
@@ -85,4 +93,3 @@ def show_metrics(step: Step, store: Store) -> None:
     """Show the scores as a table artifact of the run."""
     metrics = Artifact(store, step.kind, step.key).read_json("metrics.json")
     create_table_artifact(key="metrics", description=f"Report {step.key[:12]}", table=rows(metrics))
-

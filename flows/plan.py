@@ -47,8 +47,12 @@ class Status:
     warnings: tuple[str, ...] = ()
 
 
-def plan(pipeline: Pipeline, digests: Digests | None = None, only: dict[str, tuple[str, ...]] | None = None,
-         force: Iterable[str] = ()) -> dict[str, Step]:
+def plan(
+    pipeline: Pipeline,
+    digests: Digests | None = None,
+    only: dict[str, tuple[str, ...]] | None = None,
+    force: Iterable[str] = (),
+) -> dict[str, Step]:
     """The steps of a pipeline by stage name, in order. `only` and `force`: stage -> items, stages.
 
     Hashes outside files that it has not seen. Raises FileNotFoundError naming the field whose file is gone.
@@ -62,9 +66,16 @@ def plan(pipeline: Pipeline, digests: Digests | None = None, only: dict[str, tup
         items = (only or {}).get(config.STAGE, ())
         record = record_of(config, inputs, sources, items)
         keys[config.KIND] = key_of(record)
-        request = Request(stage=config.STAGE, config=config.model_dump(mode="json"), inputs=inputs,
-                          store=store_url(pipeline), sources=sources, only=items,
-                          force=config.STAGE in force, label=pipeline.name)
+        request = Request(
+            stage=config.STAGE,
+            config=config.model_dump(mode="json"),
+            inputs=inputs,
+            store=store_url(pipeline),
+            sources=sources,
+            only=items,
+            force=config.STAGE in force,
+            label=pipeline.name,
+        )
         steps[config.STAGE] = Step(config, request, record, keys[config.KIND])
     return steps
 
@@ -78,8 +89,14 @@ def _status(step: Step, store: Store) -> Status:
     if is_published(store, step.kind, step.key):
         manifest = Artifact(store, step.kind, step.key).manifest
         changed = manifest["code"] != code_digest(step.config)
-        warnings = (f"its sources changed since this artifact was made, but {type(step.config).__name__}.VERSION is "
-                    f"still {step.config.VERSION}",) if changed else ()
+        warnings = (
+            (
+                f"its sources changed since this artifact was made, but {type(step.config).__name__}.VERSION is "
+                f"still {step.config.VERSION}",
+            )
+            if changed
+            else ()
+        )
         return Status(step, "fresh", "", manifest["counts"], warnings)
     partial = f"{folder_of(step.kind, step.key)}/{PARTIAL}"
     if store.exists(f"{partial}/failure.json"):
@@ -87,8 +104,9 @@ def _status(step: Step, store: Store) -> Status:
         return Status(step, "failed", f"{failure['error']}: {failure['message']}", failure["counts"])
     if others := [a for a in published(store, step.kind) if a.manifest["stage"] == step.stage]:
         # The nearest earlier artifact tells what changed; of equally near ones, the newest of this pipeline.
-        gaps = [(differences(a.manifest["record"], step.record), a.manifest["label"] != step.request.label)
-                for a in others]
+        gaps = [
+            (differences(a.manifest["record"], step.record), a.manifest["label"] != step.request.label) for a in others
+        ]
         nearest = min(gaps, key=lambda gap: (gap[1], len(gap[0])))[0]
         return Status(step, "stale", "; ".join(_say(name, *pair) for name, pair in nearest.items()), {})
     return Status(step, "missing", "never run", {})
@@ -101,4 +119,3 @@ def _say(name: str, before: Any, after: Any) -> str:
         return value[:12] if isinstance(value, str) and len(value) == 64 else repr(value)
 
     return f"{name.removeprefix('config.')} {short(before)} -> {short(after)}"
-

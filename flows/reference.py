@@ -1,6 +1,6 @@
 """docs/config.md, written from the config classes themselves.
 
-    python -m flows.reference > docs/config.md
+python -m flows.reference > docs/config.md
 """
 
 import re
@@ -14,12 +14,12 @@ HEAD = """# Every field of a config
 
 Written by `python -m flows.reference > docs/config.md` from the classes that check a config; a test holds that it is
 current. A pipeline is one YAML file (configs/ has some); `--set stage.field=value` lays a value over it. Relative paths
-start where the command runs. `images`, `llm` and `device` may be given once at the top: every stage that has such a field
-and does not set its own takes them from there.
+start where the command runs. `images`, `llm` and `device` may be given once at the top: every stage that has such a
+field and does not set its own takes them from there.
 
 *In the key*: **yes** - the value changes the output, and so the artifact's key; **bytes** - the file's bytes enter the
-key, its name does not; **no** - it says how the work is done, not what comes out (beyond rounding), and may differ between
-tries of one run.
+key, its name does not; **no** - it says how the work is done, not what comes out (beyond rounding), and may differ
+between tries of one run.
 """
 
 
@@ -31,10 +31,18 @@ def reference() -> str:
             lines.append(f"| `{name}` | {_default(field)} | {field.description} |")
     lines += [f"| `{name}` | | handed to the stages that have it |" for name in SHARED]
     for stage, config in STAGES.items():
-        lines += ["", f"## {stage}", "", (config.__doc__ or "").strip().split("\n")[0], "",
-                  f"Reads {', '.join(config.INPUTS) or 'outside files'}; makes {config.KIND}; version {config.VERSION}. "
-                  f"Library versions in the key: {', '.join(config.LIBRARIES) or 'none'}.", "",
-                  "| field | type | default | in the key | what it is |", "|---|---|---|---|---|"]
+        lines += [
+            "",
+            f"## {stage}",
+            "",
+            (config.__doc__ or "").strip().split("\n")[0],
+            "",
+            f"Reads {', '.join(config.INPUTS) or 'outside files'}; makes {config.KIND}; version {config.VERSION}. "
+            f"Library versions in the key: {', '.join(config.LIBRARIES) or 'none'}.",
+            "",
+            "| field | type | default | in the key | what it is |",
+            "|---|---|---|---|---|",
+        ]
         lines += [_row(config, name) for name in config.model_fields]
     return "\n".join(lines) + "\n"
 

@@ -36,13 +36,25 @@ class ProcessRunner:
     def run(self, request: Request, on_event: Callable[[Event], None]) -> int:
         python = environments.python(request.stage)
         if not python.exists():
-            on_event({"event": "error", "error": "NoEnvironment",
-                      "message": f"{python} does not exist: run `malmm env sync {request.stage}`"})
+            on_event(
+                {
+                    "event": "error",
+                    "error": "NoEnvironment",
+                    "message": f"{python} does not exist: run `malmm env sync {request.stage}`",
+                }
+            )
             return 78
         process = subprocess.Popen(
-            [str(python), "-m", f"stages.{request.stage}", "run", "-"], cwd=ROOT, env=stage_environment(),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
-            start_new_session=True)
+            [str(python), "-m", f"stages.{request.stage}", "run", "-"],
+            cwd=ROOT,
+            env=stage_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
         said: deque[str] = deque(maxlen=40)  # enough for a traceback, whatever a library prints
         reader = threading.Thread(target=said.extend, args=(process.stderr,), daemon=True)
         reader.start()
@@ -77,11 +89,19 @@ class ProcessRunner:
 
 def stage_environment() -> dict[str, str]:
     """The variables a stage runs with: nothing of the orchestrator's Python or of Prefect leaks in."""
-    kept = {name: value for name, value in os.environ.items()
-            if not name.startswith(("PYTHON", "PREFECT_", "VIRTUAL_ENV", "CONDA_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "PREFECT_", "VIRTUAL_ENV", "CONDA_"))
+    }
     # No stage reaches a model hub: what is not on disk is an error that says so.
-    return kept | {"PYTHONPATH": str(ROOT), "MALMM_PARENT": str(os.getpid()), "HF_HUB_OFFLINE": "1",
-                   "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return kept | {
+        "PYTHONPATH": str(ROOT),
+        "MALMM_PARENT": str(os.getpid()),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
 
 
 def _hand_over(process: subprocess.Popen, request: Request) -> None:
@@ -97,8 +117,11 @@ def _parse(line: str) -> Event:
         event = json.loads(line)
     except ValueError:
         event = None
-    return event if isinstance(event, dict) and "event" in event else {
-        "event": "log", "level": "info", "message": line.rstrip()}
+    return (
+        event
+        if isinstance(event, dict) and "event" in event
+        else {"event": "log", "level": "info", "message": line.rstrip()}
+    )
 
 
 def _cause(code: int, said: deque[str]) -> str:

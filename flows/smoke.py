@@ -1,6 +1,6 @@
 """The CI smoke flow: tiny generated data, the whole DAG twice; the second time must execute nothing.
 
-    malmm smoke
+malmm smoke
 """
 
 import json
@@ -20,8 +20,14 @@ from flows.runners import ROOT
 from storage import Artifact, Store
 
 CONFIG = ROOT / "configs" / "smoke.yaml"
-COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220), "white": (240, 240, 240),
-           "yellow": (230, 220, 30), "black": (15, 15, 15)}
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 180, 30),
+    "blue": (30, 30, 220),
+    "white": (240, 240, 240),
+    "yellow": (230, 220, 30),
+    "black": (15, 15, 15),
+}
 
 
 class SmokeFailed(Exception):
@@ -54,13 +60,20 @@ def generate(folder: Path) -> list[str]:
     (inputs / "images").mkdir(parents=True, exist_ok=True)
     llm = inputs / "llm"
     in_finetune_environment("demo.tiny_language_model", llm)
-    for split, pattern, names in (("train", "COCO_train2014_{:012d}.png", list(COLOURS)),
-                                  ("val", "VisualDialog_val2018_{:012d}.png", ["red", "blue"])):
+    for split, pattern, names in (
+        ("train", "COCO_train2014_{:012d}.png", list(COLOURS)),
+        ("val", "VisualDialog_val2018_{:012d}.png", ["red", "blue"]),
+    ):
         for number, name in enumerate(names):
             _write(inputs / "images" / pattern.format(number), _png(COLOURS[name]))
         _write(inputs / f"{split}.json", json.dumps(_dialogues(split, names)).encode())
-    overrides = {"store": folder.absolute(), "images": inputs / "images", "llm": llm,
-                 "ingest.annotations.train": inputs / "train.json", "ingest.annotations.val": inputs / "val.json"}
+    overrides = {
+        "store": folder.absolute(),
+        "images": inputs / "images",
+        "llm": llm,
+        "ingest.annotations.train": inputs / "train.json",
+        "ingest.annotations.val": inputs / "val.json",
+    }
     return [f"{field}={json.dumps(str(value))}" for field, value in overrides.items()]
 
 
@@ -76,8 +89,14 @@ def _dialogues(split: str, names: list[str]) -> dict[str, Any]:
         turns = []
         for turn, answer in enumerate(said):
             options = rng.sample(range(len(answers)), len(answers))
-            turns.append({"question": turn, "answer": answers.index(answer), "answer_options": options,
-                          "gt_index": options.index(answers.index(answer))})
+            turns.append(
+                {
+                    "question": turn,
+                    "answer": answers.index(answer),
+                    "answer_options": options,
+                    "gt_index": options.index(answers.index(answer)),
+                }
+            )
         dialogs.append({"image_id": number, "caption": "a plain picture", "dialog": turns})
     return {"version": "1.0", "split": split, "data": {"questions": questions, "answers": answers, "dialogs": dialogs}}
 

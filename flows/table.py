@@ -7,8 +7,9 @@ from typing import Any
 def rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     """metrics.json as one row a metric, one column a system; "0.412 [0.361, 0.470]" where there is an interval."""
     names = list(dict.fromkeys(name for scores in metrics.values() for name in scores))
-    return [{"metric": name} | {system: _cell(scores.get(name)) for system, scores in metrics.items()}
-            for name in names]
+    return [
+        {"metric": name} | {system: _cell(scores.get(name)) for system, scores in metrics.items()} for name in names
+    ]
 
 
 def scores(metrics: Mapping[str, Any]) -> str:

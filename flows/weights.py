@@ -75,9 +75,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fetch(
-    url: str, sha256: str, to: Path, progress: Progress = lambda done, total: None, pause: float = 1.0
-) -> Path:
+def fetch(url: str, sha256: str, to: Path, progress: Progress = lambda done, total: None, pause: float = 1.0) -> Path:
     """Downloads `url` to the file `to`, verified against `sha256`; returns `to`.
 
     A file already there is verified and not fetched again. A broken connection is tried again, `pause`
@@ -126,9 +124,7 @@ def _download_all(url: str, part: Path, progress: Progress, pause: float) -> Non
             reason = "the connection ended early"
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code not in (408, 429):
-                raise WeightsFailed(
-                    f"{url}: the server answers {error.code} {error.reason}. Check --url"
-                ) from error
+                raise WeightsFailed(f"{url}: the server answers {error.code} {error.reason}. Check --url") from error
             reason = f"the server answers {error.code} {error.reason}"
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
@@ -149,9 +145,7 @@ def _download_some(url: str, part: Path, progress: Progress) -> bool:
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
-        if (
-            start and error.code == 416
-        ):  # nothing lies beyond what is here: complete, or another file's remains
+        if start and error.code == 416:  # nothing lies beyond what is here: complete, or another file's remains
             size = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
             if size and int(size[1]) == start:
                 return True
@@ -202,9 +196,7 @@ def get(name: str, url: str | None = None, sha256: str | None = None, to: Path |
     target = to or FOLDER / weights.file
     if target.is_dir():
         target = target / weights.file
-    with tqdm(
-        unit="B", unit_scale=True, unit_divisor=1024, desc=weights.file, mininterval=1.0, disable=None
-    ) as bar:
+    with tqdm(unit="B", unit_scale=True, unit_divisor=1024, desc=weights.file, mininterval=1.0, disable=None) as bar:
 
         def progress(done: int, total: int | None) -> None:
             bar.total = total

@@ -57,9 +57,7 @@ class LanguageModel(nn.Module):
         dtype = DTYPES[precision]
         quantized = None
         if quantization == "nf4":
-            quantized = BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-            )
+            quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
         self.model = AutoModelForCausalLM.from_pretrained(
             path,
             local_files_only=True,

@@ -219,7 +219,12 @@ def build_model(
     if qformer.vocab_size is None:
         qformer = replace(qformer, vocab_size=len(tokenizer))
     connector = Connector(
-        qformer, language.hidden, config.vision_dim, config.text_dim, config.outputs,
-        config.normalize_inputs, config.seed,
+        qformer,
+        language.hidden,
+        config.vision_dim,
+        config.text_dim,
+        config.outputs,
+        config.normalize_inputs,
+        config.seed,
     ).to(device)
     return MultimodalModel(config, connector, language, tokenizer).eval()

@@ -81,14 +81,18 @@ class StageConfig(BaseModel):
         """
         if problems := self.problems():
             raise FileNotFoundError("; ".join(problems))
-        return {name: digests.folder(path) if folder else digests.file(path)
-                for name, (path, folder) in self.source_paths().items()}
+        return {
+            name: digests.folder(path) if folder else digests.file(path)
+            for name, (path, folder) in self.source_paths().items()
+        }
 
     def problems(self) -> list[str]:
         """What is wrong with the settings as a whole and can be seen before anything starts."""
-        return [f"{self.STAGE}.{name}: no {'folder' if folder else 'file'} {path}"
-                for name, (path, folder) in self.source_paths().items()
-                if not (path.is_dir() if folder else path.is_file())]
+        return [
+            f"{self.STAGE}.{name}: no {'folder' if folder else 'file'} {path}"
+            for name, (path, folder) in self.source_paths().items()
+            if not (path.is_dir() if folder else path.is_file())
+        ]
 
     @classmethod
     def in_key(cls, name: str) -> str:

@@ -28,8 +28,19 @@ from stages.identity import check_libraries, code_digest, record_of
 from storage import Artifact, Draft, Ledger, StorageError, Store, is_published, key_of
 from storage.digests import Digests
 
-__all__ = ["BadInput", "How", "Job", "Request", "SourceDir", "SourceFile", "StageConfig", "StageError", "TryAgain",
-           "WrongConfig", "main"]
+__all__ = [
+    "BadInput",
+    "How",
+    "Job",
+    "Request",
+    "SourceDir",
+    "SourceFile",
+    "StageConfig",
+    "StageError",
+    "TryAgain",
+    "WrongConfig",
+    "main",
+]
 
 
 class Request(BaseModel):
@@ -67,7 +78,7 @@ class Job:
 
     @property
     def device(self) -> str:
-        """"cpu" or "cuda": the config's `device`, with "auto" resolved."""
+        """ "cpu" or "cuda": the config's `device`, with "auto" resolved."""
         wanted = getattr(self.config, "device", "cpu")
         if wanted != "auto":
             return wanted
@@ -84,8 +95,10 @@ class Job:
 def main(config_class: type[StageConfig], run: Callable[[Job], None], argv: list[str] | None = None) -> None:
     """The command of a stage: `run REQUEST.json`, or `run -` to read the request from standard input."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m stages.{config_class.STAGE}", description=(config_class.__doc__ or "").split("\n")[0],
-        epilog="Exit codes: 0 done, 65 bad input, 70 internal error, 75 try again later, 78 wrong config.")
+        prog=f"python -m stages.{config_class.STAGE}",
+        description=(config_class.__doc__ or "").split("\n")[0],
+        epilog="Exit codes: 0 done, 65 bad input, 70 internal error, 75 try again later, 78 wrong config.",
+    )
     command = parser.add_subparsers(dest="command", required=True).add_parser("run", help="run one request")
     command.add_argument("request", help="a JSON file with the request, or - for standard input")
     arguments = parser.parse_args(argv)
@@ -114,8 +127,12 @@ def _guarded(config_class: type[StageConfig], run: Callable[[Job], None], source
         started = time.monotonic()
         run(job)
         about = job.about | {
-            "stage": config.STAGE, "version": config.VERSION, "record": record, "label": request.label,
-            "code": code_digest(config), "seconds": round(time.monotonic() - started, 3),
+            "stage": config.STAGE,
+            "version": config.VERSION,
+            "record": record,
+            "label": request.label,
+            "code": code_digest(config),
+            "seconds": round(time.monotonic() - started, 3),
             "python": platform.python_version(),
         }
         events.done(job.draft.publish(job.ledger, about), reused=False)
@@ -155,8 +172,10 @@ def _read(config_class: type[StageConfig], source: str) -> tuple[Request, StageC
             raise WrongConfig(f"{source}: the request is for stage {request.stage!r}, this is {config_class.STAGE!r}")
         missing = [kind for kind in config_class.INPUTS if kind not in request.inputs]
         if missing:
-            raise WrongConfig(f"{source}: inputs lacks {', '.join(missing)}; {config_class.STAGE} reads "
-                              f"{', '.join(config_class.INPUTS)}")
+            raise WrongConfig(
+                f"{source}: inputs lacks {', '.join(missing)}; {config_class.STAGE} reads "
+                f"{', '.join(config_class.INPUTS)}"
+            )
         return request, config_class.model_validate(request.config)
     except FileNotFoundError:
         raise WrongConfig(f"no request file {source}") from None
@@ -169,8 +188,9 @@ def _keep_failure(job: Job, error: Exception) -> None:
     """Leave the ledger and the cause beside the draft, for `malmm status` and for counting attempts."""
     with contextlib.suppress(OSError):  # a store that takes no more bytes must not hide the first cause
         job.draft.partial.write_table("ledger.parquet", job.ledger.table())
-        job.draft.partial.write_json("failure.json", {"error": type(error).__name__, "message": str(error),
-                                                        "counts": job.ledger.counts()})
+        job.draft.partial.write_json(
+            "failure.json", {"error": type(error).__name__, "message": str(error), "counts": job.ledger.counts()}
+        )
 
 
 @contextlib.contextmanager

@@ -45,8 +45,14 @@ class Events:
         self._say("item_failed", id=id, error=type(error).__name__, message=str(error))
 
     def done(self, artifact: Artifact, reused: bool) -> None:
-        self._say("done", kind=artifact.kind, key=artifact.key, reused=reused, counts=artifact.manifest["counts"],
-                  url=f"{artifact.store.url}/{artifact.folder}")
+        self._say(
+            "done",
+            kind=artifact.kind,
+            key=artifact.key,
+            reused=reused,
+            counts=artifact.manifest["counts"],
+            url=f"{artifact.store.url}/{artifact.folder}",
+        )
 
     def error(self, error: str, message: str) -> None:
         self._say("error", error=error, message=message)

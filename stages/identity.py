@@ -14,13 +14,16 @@ from stages.errors import WrongConfig
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def record_of(config: StageConfig, inputs: Mapping[str, str], sources: Mapping[str, str],
-              only: Sequence[str] = ()) -> dict[str, Any]:
+def record_of(
+    config: StageConfig, inputs: Mapping[str, str], sources: Mapping[str, str], only: Sequence[str] = ()
+) -> dict[str, Any]:
     """The canonical record of one run: nothing that changes the output is missing, nothing else is in it."""
     locked = locked_versions(config.STAGE)
     if unlocked := [name for name in config.LIBRARIES if name not in locked]:
-        raise WrongConfig(f"envs/{config.STAGE}/requirements.txt does not lock {', '.join(unlocked)}: "
-                          f"run `malmm env lock {config.STAGE}`")
+        raise WrongConfig(
+            f"envs/{config.STAGE}/requirements.txt does not lock {', '.join(unlocked)}: "
+            f"run `malmm env lock {config.STAGE}`"
+        )
     record = {
         "stage": config.STAGE,
         "version": config.VERSION,
@@ -49,8 +52,10 @@ def check_libraries(config: StageConfig) -> None:
         except importlib.metadata.PackageNotFoundError:
             found = "not installed"
         if found != locked[name]:
-            raise WrongConfig(f"{config.STAGE}: {name} is {found}, envs/{config.STAGE}/requirements.txt says "
-                              f"{locked[name]}: run `malmm env sync {config.STAGE}`")
+            raise WrongConfig(
+                f"{config.STAGE}: {name} is {found}, envs/{config.STAGE}/requirements.txt says "
+                f"{locked[name]}: run `malmm env sync {config.STAGE}`"
+            )
 
 
 def code_digest(config: StageConfig) -> str:

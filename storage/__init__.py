@@ -1,7 +1,7 @@
 """The store: artifacts by key, ledgers, the feature bank (Zarr v3), tables (Arrow). No torch, no Prefect.
 
-    artifacts/<kind>/<key>/   manifest.json  ledger.parquet  and the data
-    features/<encoder>/       shards/<id>.zarr  index/<id>.parquet
+artifacts/<kind>/<key>/   manifest.json  ledger.parquet  and the data
+features/<encoder>/       shards/<id>.zarr  index/<id>.parquet
 """
 
 from storage.artifacts import Artifact, Draft, find, is_published, published
@@ -11,6 +11,18 @@ from storage.ledger import Ledger
 from storage.store import Store
 
 __all__ = [
-    "Artifact", "CorruptArtifact", "Draft", "Ledger", "MissingArtifact", "MissingEmbedding", "StorageError", "Store",
-    "canonical", "differences", "find", "is_published", "key_of", "published",
+    "Artifact",
+    "CorruptArtifact",
+    "Draft",
+    "Ledger",
+    "MissingArtifact",
+    "MissingEmbedding",
+    "StorageError",
+    "Store",
+    "canonical",
+    "differences",
+    "find",
+    "is_published",
+    "key_of",
+    "published",
 ]

@@ -73,8 +73,9 @@ class Artifact(_Folder):
         except FileNotFoundError:
             raise MissingArtifact(f"no {kind} artifact {key} in {store.url}: run the stage that makes it") from None
         except ValueError as error:
-            raise CorruptArtifact(f"{store.url}/{self.folder}/{MANIFEST} is not JSON ({error}): delete the folder "
-                                  "and run the stage again") from None
+            raise CorruptArtifact(
+                f"{store.url}/{self.folder}/{MANIFEST} is not JSON ({error}): delete the folder and run the stage again"
+            ) from None
 
     def ledger(self) -> pa.Table:
         return self.read_table(LEDGER_FILE)
@@ -85,8 +86,10 @@ class Artifact(_Folder):
             if not self.exists(name):
                 raise CorruptArtifact(f"{self.store.url}/{self.folder}/{name} is gone: run the stage with --force")
             if (found := _digest(self, name)) != recorded["sha256"]:
-                raise CorruptArtifact(f"{self.store.url}/{self.folder}/{name} has SHA-256 {found}, its manifest "
-                                      f"says {recorded['sha256']}: run the stage with --force")
+                raise CorruptArtifact(
+                    f"{self.store.url}/{self.folder}/{name} has SHA-256 {found}, its manifest "
+                    f"says {recorded['sha256']}: run the stage with --force"
+                )
 
 
 class Draft(_WritableFolder):
@@ -106,12 +109,15 @@ class Draft(_WritableFolder):
     def publish(self, ledger: Ledger, about: dict[str, Any]) -> Artifact:
         """Write ledger.parquet, then manifest.json: from here on the artifact exists."""
         names = [name for name in self.list() if name not in (MANIFEST, LEDGER_FILE, PARTIAL)]
-        files = {name: {"bytes": self.store.size(f"{self.folder}/{name}"), "sha256": _digest(self, name)}
-                 for name in names}
+        files = {
+            name: {"bytes": self.store.size(f"{self.folder}/{name}"), "sha256": _digest(self, name)} for name in names
+        }
         self.write_table(LEDGER_FILE, ledger.table())
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        self.write_json(MANIFEST, about | {"kind": self.kind, "key": self.key, "created": created,
-                                           "counts": ledger.counts(), "files": files})
+        self.write_json(
+            MANIFEST,
+            about | {"kind": self.kind, "key": self.key, "created": created, "counts": ledger.counts(), "files": files},
+        )
         self.store.delete(f"{self.folder}/{PARTIAL}")
         return Artifact(self.store, self.kind, self.key)
 
@@ -139,12 +145,18 @@ def published(store: Store, kind: str) -> list[Artifact]:
 
 def find(store: Store, prefix: str) -> Artifact:
     """The one artifact whose key starts with `prefix`. Raises MissingArtifact when none or several do."""
-    found = [(kind, key) for kind in KINDS for key in store.list(f"artifacts/{kind}")
-             if key.startswith(prefix) and is_published(store, kind, key)]
+    found = [
+        (kind, key)
+        for kind in KINDS
+        for key in store.list(f"artifacts/{kind}")
+        if key.startswith(prefix) and is_published(store, kind, key)
+    ]
     if len(found) != 1:
         among = ", ".join(f"{kind} {key[:16]}" for kind, key in found) or "none"
-        raise MissingArtifact(f"{len(found)} artifacts in {store.url} have a key beginning {prefix!r} ({among}); "
-                              "`malmm artifacts ls` lists them all")
+        raise MissingArtifact(
+            f"{len(found)} artifacts in {store.url} have a key beginning {prefix!r} ({among}); "
+            "`malmm artifacts ls` lists them all"
+        )
     return Artifact(store, *found[0])
 
 

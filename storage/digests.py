@@ -88,8 +88,9 @@ class Digests:
                 marks = ",".join("?" * len(names))
                 rows = self._db.execute(f"SELECT * FROM files WHERE path IN ({marks})", names).fetchall()
             else:  # one scan of the neighbourhood beats thousands of look-ups
-                rows = self._db.execute("SELECT * FROM files WHERE path BETWEEN ? AND ?",
-                                        (names[0], names[-1])).fetchall()
+                rows = self._db.execute(
+                    "SELECT * FROM files WHERE path BETWEEN ? AND ?", (names[0], names[-1])
+                ).fetchall()
         return {row[0]: row[1:] for row in rows}
 
 

@@ -59,8 +59,9 @@ class FeatureBank:
 
     # Writing
 
-    def append(self, modality: str, digests: Sequence[str], rows: np.ndarray,
-               counts: Sequence[int] | None = None) -> str:
+    def append(
+        self, modality: str, digests: Sequence[str], rows: np.ndarray, counts: Sequence[int] | None = None
+    ) -> str:
         """Write one whole shard and publish it. Returns the shard's id.
 
         rows: (n, dim) float16 or float32, of the items in order; counts: rows of each item, 1 each if not given.
@@ -76,13 +77,16 @@ class FeatureBank:
         # Ids sort by time, so that of two shards with one item the later is read.
         shard = f"{time.time_ns():016x}-{secrets.token_hex(4)}"
         self._write_shard(shard, modality, rows)
-        index = pa.table({
-            "digest": pa.array([bytes.fromhex(d) for d in digests], pa.binary(32)),
-            "modality": [modality] * len(digests),
-            "shard": [shard] * len(digests),
-            "first_row": np.cumsum(counts) - counts,
-            "rows": counts,
-        }, schema=FEATURE_INDEX)
+        index = pa.table(
+            {
+                "digest": pa.array([bytes.fromhex(d) for d in digests], pa.binary(32)),
+                "modality": [modality] * len(digests),
+                "shard": [shard] * len(digests),
+                "first_row": np.cumsum(counts) - counts,
+                "rows": counts,
+            },
+            schema=FEATURE_INDEX,
+        )
         self.store.write_table(f"{self.folder}/index/{shard}.parquet", index)
         self._indexes = {}  # read again, with this shard, when next asked
         return shard
@@ -92,9 +96,16 @@ class FeatureBank:
         # write_empty_chunks: a chunk equal to the fill value must be written too, or the map has a hole.
         with zarr.config.set({"array.write_empty_chunks": True}):
             array = zarr.create_array(
-                self._zarr_store(shard), shape=(n, dim), dtype=rows.dtype, chunks=(CHUNK_ROWS, dim),
-                shards=(-(-n // CHUNK_ROWS) * CHUNK_ROWS, dim), filters=None, compressors=None,
-                serializer=BytesCodec(endian="little"), attributes={"encoder": self.encoder, "modality": modality})
+                self._zarr_store(shard),
+                shape=(n, dim),
+                dtype=rows.dtype,
+                chunks=(CHUNK_ROWS, dim),
+                shards=(-(-n // CHUNK_ROWS) * CHUNK_ROWS, dim),
+                filters=None,
+                compressors=None,
+                serializer=BytesCodec(endian="little"),
+                attributes={"encoder": self.encoder, "modality": modality},
+            )
             array[:] = rows
         if self.store.local is not None:  # the index part must never outlive a power cut that the rows did not
             with open(self.store.local / self._shard_name(shard) / "c" / "0" / "0", "rb") as file:
@@ -155,7 +166,7 @@ class FeatureBank:
         at = int(self._locate(modality, [digest])[0])
         index = self._indexes[modality]
         begin = index.first[at]
-        return np.array(self._shard(index.shards[index.shard[at]])[begin:begin + index.rows[at]])
+        return np.array(self._shard(index.shards[index.shard[at]])[begin : begin + index.rows[at]])
 
     def count(self, modality: str) -> int:
         """Distinct items published."""
@@ -185,9 +196,11 @@ class FeatureBank:
         at = self._find(modality, digests)
         if (at < 0).any():
             gone = [digests[i] for i in np.flatnonzero(at < 0)]
-            raise MissingEmbedding(f"{len(gone)} of {len(digests)} {modality} embeddings are not in {self.store.url}/"
-                                   f"{self.folder}: {', '.join(gone[:3])}{', ...' if len(gone) > 3 else ''}; run "
-                                   "embed_imagebind again")
+            raise MissingEmbedding(
+                f"{len(gone)} of {len(digests)} {modality} embeddings are not in {self.store.url}/"
+                f"{self.folder}: {', '.join(gone[:3])}{', ...' if len(gone) > 3 else ''}; run "
+                "embed_imagebind again"
+            )
         return at
 
     def _shard(self, shard: str) -> np.ndarray:
@@ -196,9 +209,11 @@ class FeatureBank:
             try:
                 array = zarr.open_array(self._zarr_store(shard), mode="r")
             except FileNotFoundError:
-                raise CorruptArtifact(f"{self.store.url}/{self.folder}/shards/{shard}.zarr is gone though its index "
-                                      f"part is there: delete {self.folder}/index/{shard}.parquet and run "
-                                      "embed_imagebind again") from None
+                raise CorruptArtifact(
+                    f"{self.store.url}/{self.folder}/shards/{shard}.zarr is gone though its index "
+                    f"part is there: delete {self.folder}/index/{shard}.parquet and run "
+                    "embed_imagebind again"
+                ) from None
             mapped = _map_shard(array, self.store.local / self._shard_name(shard)) if self.store.local else None
             self._shards[shard] = np.asarray(array[:]) if mapped is None else mapped
         return self._shards[shard]
@@ -222,7 +237,7 @@ class _Index:
 
     def __init__(self, table: pa.Table):
         data = table["digest"].combine_chunks()
-        raw = np.frombuffer(data.buffers()[1], np.uint8).reshape(-1, 32)[data.offset:data.offset + len(data)]
+        raw = np.frombuffer(data.buffers()[1], np.uint8).reshape(-1, 32)[data.offset : data.offset + len(data)]
         words = np.ascontiguousarray(raw).view(">u8").astype(np.uint64)
         # Among equal digests the last comes first: the later shard is read.
         order = len(words) - 1 - np.argsort(words[::-1, 0], kind="stable")
@@ -280,6 +295,9 @@ def orphans(store: Store) -> list[str]:
     found = []
     for encoder in store.list("features"):
         named = {name.removesuffix(".parquet") for name in store.list(f"features/{encoder}/index")}
-        found += [f"features/{encoder}/shards/{name}" for name in store.list(f"features/{encoder}/shards")
-                  if name.removesuffix(".zarr") not in named]
+        found += [
+            f"features/{encoder}/shards/{name}"
+            for name in store.list(f"features/{encoder}/shards")
+            if name.removesuffix(".zarr") not in named
+        ]
     return found

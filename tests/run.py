@@ -62,9 +62,7 @@ def choose(arguments: list[str]) -> tuple[dict[str, list[Path]], list[str]]:
         here = [REPO / "tests" / folder for folder in folders]
         if paths:
             picked = [
-                REPO / path
-                for path in paths
-                if any((REPO / path.split("::")[0]).is_relative_to(top) for top in here)
+                REPO / path for path in paths if any((REPO / path.split("::")[0]).is_relative_to(top) for top in here)
             ]
         else:
             picked = here
@@ -117,13 +115,7 @@ def run(environment: str, paths: list[Path], options: list[str]) -> Result:
         if report.exists():
             for case in ElementTree.parse(report).iter("testcase"):
                 kinds = {child.tag for child in case}
-                counts[
-                    "failed"
-                    if kinds & {"failure", "error"}
-                    else "skipped"
-                    if "skipped" in kinds
-                    else "passed"
-                ] += 1
+                counts["failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"] += 1
     return Result(environment, done.returncode, done.stdout, time.monotonic() - start, counts)
 
 

@@ -36,10 +36,23 @@ def command(stage: str) -> list[str]:
     return [sys.executable, "-m", f"stages.{stage}", "run", "-"]
 
 
-def run_stage(stage: str, config: dict[str, Any], store: Path, inputs: dict[str, str] | None = None,
-              timeout: float = 300, **more: Any) -> Outcome:
+def run_stage(
+    stage: str,
+    config: dict[str, Any],
+    store: Path,
+    inputs: dict[str, str] | None = None,
+    timeout: float = 300,
+    **more: Any,
+) -> Outcome:
     """Run `python -m stages.<stage> run -` in this environment and wait for its end."""
     request = {"stage": stage, "config": config, "inputs": inputs or {}, "store": str(store), **more}
-    done = subprocess.run(command(stage), input=json.dumps(request, default=str), capture_output=True, text=True,
-                          cwd=ROOT, timeout=timeout, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        command(stage),
+        input=json.dumps(request, default=str),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=timeout,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     return Outcome(done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr)

@@ -25,8 +25,11 @@ def _stage(stage: str, request: str, events: str) -> None:
     from stages.contract import StageConfig, main
 
     module = importlib.import_module(f"stages.{stage}.config")
-    config = next(c for c in vars(module).values() if isinstance(c, type) and issubclass(c, StageConfig)
-                  and getattr(c, "STAGE", None) == stage)
+    config = next(
+        c
+        for c in vars(module).values()
+        if isinstance(c, type) and issubclass(c, StageConfig) and getattr(c, "STAGE", None) == stage
+    )
     os.dup2(os.open(events, os.O_WRONLY | os.O_CREAT), 1)
     sys.stdout = os.fdopen(1, "w", closefd=False)
     main(config, importlib.import_module(f"stages.{stage}.run").run, ["run", request])
@@ -39,7 +42,9 @@ class StageProcess:
         number = len(list(folder.glob("request-*")))
         request_file, self.events_file = folder / f"request-{number}.json", folder / f"events-{number}.jsonl"
         request_file.write_text(json.dumps(request))
-        self.process = _context.Process(target=_stage, args=(request["stage"], str(request_file), str(self.events_file)))
+        self.process = _context.Process(
+            target=_stage, args=(request["stage"], str(request_file), str(self.events_file))
+        )
         self.process.start()
 
     def events(self) -> list[dict[str, Any]]:

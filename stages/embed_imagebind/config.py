@@ -40,9 +40,7 @@ class EmbedConfig(StageConfig):
     dtype: Literal["float16", "float32"] = Field("float16", description="of the rows in the feature bank")
 
     images: How[Path] = Field(description="the folder that the samples' media paths lie below")
-    device: How[Literal["auto", "cpu", "cuda"]] = Field(
-        "auto", description="auto takes the GPU where there is one"
-    )
+    device: How[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto takes the GPU where there is one")
     vision_batch: How[int] = Field(16, ge=1, description="images a step; every step is padded to it")
     text_batch: How[int] = Field(32, ge=1, description="questions a step; every step is padded to it")
     shard_rows: How[int] = Field(2048, ge=1, description="embeddings a shard; a kill loses one shard")

@@ -128,9 +128,7 @@ class Block(nn.Module):
 class Trunk(nn.Module):
     def __init__(self, width: int, blocks: int, heads: int, modality: str):
         super().__init__()
-        self.pre_transformer_layer = nn.Sequential(
-            *([nn.LayerNorm(width, eps=1e-6)] if modality == "vision" else [])
-        )
+        self.pre_transformer_layer = nn.Sequential(*([nn.LayerNorm(width, eps=1e-6)] if modality == "vision" else []))
         self.blocks = nn.Sequential(
             *(
                 Block(width, heads, bias_kv=modality not in ("vision", "text"), causal=modality == "text")

@@ -175,9 +175,7 @@ def video_clips(frames: Tensor) -> Tensor:
     mean, std = (torch.from_numpy(values)[..., None] for values in (IMAGE_MEAN, IMAGE_STD))
     clips = []
     for pair in frames:
-        clip = F.interpolate(
-            pair.permute(3, 0, 1, 2) / 255.0, size=size, mode="bilinear", align_corners=False
-        )
+        clip = F.interpolate(pair.permute(3, 0, 1, 2) / 255.0, size=size, mode="bilinear", align_corners=False)
         clip = (clip - mean) / std
         for offset in (0, math.ceil((long - SIDE) / 2), long - SIDE):
             clips.append(clip.narrow(2 if width < height else 3, offset, SIDE))

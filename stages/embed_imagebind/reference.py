@@ -47,9 +47,7 @@ class ReferenceImageBind(nn.Module):
 class _RealLinspace(TorchFunctionMode):
     """The official constructor reads numbers out of one `linspace`, which a meta tensor does not have."""
 
-    def __torch_function__(
-        self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
         return func(*args, **((kwargs or {}) | ({"device": "cpu"} if func is torch.linspace else {})))
 
 

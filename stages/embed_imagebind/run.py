@@ -78,9 +78,7 @@ def collect(job: Job) -> Items:
     }
     if job.only:
         items = {
-            modality: {
-                digest: value for digest, value in found.items() if job.only & {f"{modality}/{digest}", value}
-            }
+            modality: {digest: value for digest, value in found.items() if job.only & {f"{modality}/{digest}", value}}
             for modality, found in items.items()
         }
     if not any(items.values()):

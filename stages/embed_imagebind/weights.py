@@ -16,9 +16,7 @@ from stages.contract import BadInput
 from stages.embed_imagebind.model import SCALES, ImageBind, ImageBindConfig
 
 SHARPNESS = 1.5
-REMEDY = (
-    "take imagebind_huge.pth as published (`malmm weights imagebind_huge`), or its tensors as .safetensors"
-)
+REMEDY = "take imagebind_huge.pth as published (`malmm weights imagebind_huge`), or its tensors as .safetensors"
 
 
 def read_weights(path: Path, config: ImageBindConfig) -> dict[str, Tensor]:
@@ -76,9 +74,7 @@ def differences(tensors: Mapping[str, Tensor], config: ImageBindConfig) -> list[
     ]
 
 
-def build_model(
-    config: ImageBindConfig, tensors: Mapping[str, Tensor], modalities: Sequence[str]
-) -> ImageBind:
+def build_model(config: ImageBindConfig, tensors: Mapping[str, Tensor], modalities: Sequence[str]) -> ImageBind:
     """The encoders of `modalities` in float32, holding `tensors` themselves where they are float32."""
     with torch.device("meta"):
         model = ImageBind(config, modalities)

@@ -53,9 +53,7 @@ def draw(clusters: Sequence[str], resamples: int, seed: int) -> tuple[np.ndarray
     (resamples, C) float64.
     """
     names, member = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)
-    drawn = np.random.default_rng(seed).multinomial(
-        len(names), np.full(len(names), 1 / len(names)), size=resamples
-    )
+    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
     return member, drawn.astype(np.float64)
 
 

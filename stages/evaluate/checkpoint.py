@@ -26,8 +26,7 @@ class Checkpoint:
             self.digests = {name: record[f"{name}_sha256"] for name in ("llm", "text_tokenizer")}
         except (TypeError, KeyError, ValueError) as error:
             raise BadInput(
-                f"checkpoint {self._artifact.key}: config.json is not this version's ({error!r}): run "
-                "finetune again"
+                f"checkpoint {self._artifact.key}: config.json is not this version's ({error!r}): run finetune again"
             ) from None
         given = job.config.sources(Digests()) if job.request.sources is None else job.request.sources
         for name, trained in self.digests.items():

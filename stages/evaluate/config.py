@@ -24,9 +24,7 @@ class EvaluateConfig(StageConfig):
     text_tokenizer: SourceDir | None = Field(
         None, description="folder of the tokenizer of the Q-Former's text, where finetune has one"
     )
-    split: Literal["train", "val", "test"] = Field(
-        "val", description="split to score; its answers must be known"
-    )
+    split: Literal["train", "val", "test"] = Field("val", description="split to score; its answers must be known")
     protocol: Literal["standard", "seed"] = Field(
         "standard", description="seed: corpus BLEU-4 on white-space tokens, as the seed fork of MA-LMM scores"
     )

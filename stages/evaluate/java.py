@@ -37,9 +37,7 @@ def tokenize(texts: Sequence[str]) -> list[str]:
     ]
     options = ["-preserveLines", "-lowerCase", "-encoding", "UTF-8", INPUT]
     # A text must be one line, and Java ends lines at more signs than "\n". To PTB all white space is a blank.
-    lines = _java(
-        "PTB tokenizer", ["-Xmx512m", *program, *options], [" ".join(text.split()) for text in texts]
-    )
+    lines = _java("PTB tokenizer", ["-Xmx512m", *program, *options], [" ".join(text.split()) for text in texts])
     return [" ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION) for line in lines]
 
 
@@ -54,9 +52,7 @@ def meteor_statistics(references: Sequence[str], hypotheses: Sequence[str]) -> n
     lines = _java("METEOR", ["-Xmx1g", *program], pairs)
     numbers = np.array([line.split() for line in lines], np.float64).reshape(len(lines), -1)
     if lines and numbers.shape[1] != METEOR_NUMBERS:
-        raise StageError(
-            f"METEOR printed {numbers.shape[1]} numbers a pair, not {METEOR_NUMBERS}: {lines[0]!r}"
-        )
+        raise StageError(f"METEOR printed {numbers.shape[1]} numbers a pair, not {METEOR_NUMBERS}: {lines[0]!r}")
     numbers = numbers.reshape(-1, METEOR_NUMBERS)
     full = (numbers[:, 20] == 1) & (numbers[:, 21] == numbers[:, 0]) & (numbers[:, 22] == numbers[:, 1])
     numbers[full, 20] = 0
@@ -102,7 +98,5 @@ def _java(name: str, arguments: Sequence[str], lines: Sequence[str]) -> list[str
         raise WrongConfig(f"{name}: Java failed (exit {done.returncode}): {said}; run `malmm doctor`")
     answers = done.stdout.decode("utf-8").split("\n")
     if answers[-1] != "" or len(answers) != len(lines) + 1:
-        raise StageError(
-            f"{name} answered {len(lines)} lines with {len(answers) - 1}; no score can be trusted"
-        )
+        raise StageError(f"{name} answered {len(lines)} lines with {len(answers) - 1}; no score can be trusted")
     return answers[:-1]

@@ -14,9 +14,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-COLOURS = dict(
-    zip(SYSTEMS, ("#0072b2", "#999999", "#d55e00", "#009e73"), strict=True)
-)  # Okabe and Ito's palette
+COLOURS = dict(zip(SYSTEMS, ("#0072b2", "#999999", "#d55e00", "#009e73"), strict=True))  # Okabe and Ito's palette
 
 
 def draw_all(

@@ -130,9 +130,7 @@ def _answer(
                     raise ValueError(f"{rows[i]['sample']}: the model's score of a candidate is not a number")
     except ValueError as error:
         if len(rows) > 1:
-            return [
-                found for row in rows for found in _answer(job, model, features, [row], system, ranked, shown)
-            ]
+            return [found for row in rows for found in _answer(job, model, features, [row], system, ranked, shown)]
         job.item_failed(f"{system}/{rows[0]['sample']}", error, time.monotonic() - started)
         return []
     seconds = (time.monotonic() - started) / len(rows)

@@ -44,9 +44,7 @@ class Context:
 Scores = Mapping[str, Mapping[str, Score]]
 
 
-def warnings_of(
-    items: Sequence[Item], systems: Mapping[str, Answers], scores: Scores, gains: Scores
-) -> list[str]:
+def warnings_of(items: Sequence[Item], systems: Mapping[str, Answers], scores: Scores, gains: Scores) -> list[str]:
     """What a reader must know before any number: broken output first, then what the controls say."""
     found = []
     n, trained = len(items), scores["trained"]
@@ -140,9 +138,7 @@ def render(
     return "\n".join(lines) + "\n"
 
 
-def _table(
-    scores: Scores, systems: Sequence[str], names: Mapping[str, str], cell: Callable[[Score], str]
-) -> list[str]:
+def _table(scores: Scores, systems: Sequence[str], names: Mapping[str, str], cell: Callable[[Score], str]) -> list[str]:
     metrics = [m for m in METRICS if any(m in scores[s] for s in systems)]
     head = ["metric", *(names[s] for s in systems), "n"]
     rows = []

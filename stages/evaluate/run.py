@@ -53,9 +53,7 @@ def run(job: Job) -> None:
     if failed := len(rows) - len(whole):
         said = f"{failed} of {len(rows)} samples failed and are not scored"
         if not whole or failed > config.max_failed_share * len(rows):
-            raise BadInput(
-                f"{said}: mend them, or raise evaluate.max_failed_share ({config.max_failed_share:g})"
-            )
+            raise BadInput(f"{said}: mend them, or raise evaluate.max_failed_share ({config.max_failed_share:g})")
         notes.append(f"{said}; see ledger.parquet")
     items = [
         Item(r["sample"], r["dialogue"], r["turn"], r["question"], r["answer"], r["gt_index"], r["relevance"])
@@ -118,9 +116,7 @@ def _rows(job: Job, notes: list[str]) -> list[dict[str, Any]]:
     split = job.config.split
     found = _read(job.inputs["samples"], split, COLUMNS).to_pylist()
     if not found:
-        raise BadInput(
-            f"the samples have no split {split!r}: set evaluate.split, or give ingest its annotations"
-        )
+        raise BadInput(f"the samples have no split {split!r}: set evaluate.split, or give ingest its annotations")
     if job.only:
         found = [row for row in found if {row["sample"], row["dialogue"]} & job.only]
         if not found:
@@ -160,9 +156,7 @@ def _to_rank(rows: Sequence[Mapping[str, Any]], ranking: bool | int, notes: list
     return frozenset(able[i] for i in np.linspace(0, len(able) - 1, ranking).round().astype(int))
 
 
-def _answers(
-    rows: Sequence[Mapping[str, Any]], found: Mapping[str, tuple[str, list[float] | None]]
-) -> Answers:
+def _answers(rows: Sequence[Mapping[str, Any]], found: Mapping[str, tuple[str, list[float] | None]]) -> Answers:
     texts, scores = zip(*(found[row["sample"]] for row in rows), strict=True)
     return Answers(list(texts), [None if one is None else np.array(one, np.float32) for one in scores])
 
@@ -184,9 +178,7 @@ def _with_majority(
     return systems | {"majority": Answers([answer] * len(rows), scores)}, answer
 
 
-def _predictions(
-    items: Sequence[Item], systems: Mapping[str, Answers], scored: Mapping[str, Scored]
-) -> pa.Table:
+def _predictions(items: Sequence[Item], systems: Mapping[str, Answers], scored: Mapping[str, Scored]) -> pa.Table:
     """A row a sample; columns `<system>_answer`, `<system>_candidates` (scores) and `<system>_<metric>`."""
     columns: dict[str, Any] = {
         name: [getattr(item, name) for item in items] for name in ("sample", "dialogue", "question", "answer")

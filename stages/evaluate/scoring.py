@@ -144,8 +144,7 @@ def _ranking(items: Sequence[Item], candidates: Sequence[np.ndarray | None], sco
     if all(scores is None for scores in candidates):
         return
     values = {
-        name: np.full(len(items), np.nan)
-        for name in (*(f"recall_{k}" for k in RECALLS), "mean_rank", "mrr", "ndcg")
+        name: np.full(len(items), np.nan) for name in (*(f"recall_{k}" for k in RECALLS), "mean_rank", "mrr", "ndcg")
     }
     for i, (item, scores) in enumerate(zip(items, candidates, strict=True)):
         if scores is not None and item.truth is not None:

@@ -68,9 +68,7 @@ def meteor(statistics: np.ndarray) -> np.ndarray:
 def rouge_l(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
     """ROUGE-L (Lin, 2004), F with beta 1.2, of each pair: (n,) float64. The corpus score is the mean."""
     scorer = Rouge()
-    return np.array(
-        [scorer.calc_score([h], [r]) for r, h in zip(references, hypotheses, strict=True)], np.float64
-    )
+    return np.array([scorer.calc_score([h], [r]) for r, h in zip(references, hypotheses, strict=True)], np.float64)
 
 
 def cider(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:

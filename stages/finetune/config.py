@@ -7,9 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stages.config import How, SourceDir, StageConfig
 
-Part = Literal[
-    "imagebind_fc", "turn_pe", "ln_vision", "query_tokens", "qformer", "qformer_words", "llm_proj", "lora"
-]
+Part = Literal["imagebind_fc", "turn_pe", "ln_vision", "query_tokens", "qformer", "qformer_words", "llm_proj", "lora"]
 OptionalSourceDir = Annotated[Path | None, SourceDir.__metadata__[0]]
 
 # A recipe is a set of defaults; fields given in the config go before it.
@@ -64,15 +62,16 @@ class FinetuneConfig(StageConfig):
 
     recipe: How[Literal["connector", "seed"]] = Field(
         "connector",
-        description="defaults of trainable, outputs and normalize_inputs: connector learns to answer, seed trains the two layers that "
-        "the seed fork of MA-LMM trains",
+        description="defaults of trainable, outputs and normalize_inputs: connector learns to answer, seed trains the "
+        "two layers that the seed fork of MA-LMM trains",
     )
     trainable: tuple[Part, ...] = Field(min_length=1, description="what trains; the rest is frozen")
     outputs: Literal["queries", "all"] = Field(
         description="Q-Former outputs that the language model sees: of the queries, or of the question's tokens too"
     )
     normalize_inputs: bool = Field(
-        description="bring both embeddings to one scale first; ImageBind's text rows are 100 times as long as its image rows"
+        description="bring both embeddings to one scale first; ImageBind's text rows are 100 times as long as its "
+        "image rows"
     )
 
     llm: SourceDir = Field(description="folder of a causal language model of transformers (safetensors, tokenizer)")

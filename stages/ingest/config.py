@@ -48,11 +48,15 @@ class IngestConfig(StageConfig):
         root = MediaRoot(self.images)
         entries = []
         for split, path in self.annotations.items():
-            wanted = digests.fact("visdial.media.1", found[f"annotations.{split}"],
-                                  lambda path=path: media_of(parse(path.read_bytes(), str(path))))
+            wanted = digests.fact(
+                "visdial.media.1",
+                found[f"annotations.{split}"],
+                lambda path=path: media_of(parse(path.read_bytes(), str(path))),
+            )
             entries += [(split, image, root.find(split, image, file)) for image, file in wanted]
         hashed = digests.files({root.path / relative for _, _, relative in entries if relative})
         found["images"] = listing_digest(
             (f"{split}/{image}/{relative}", hashed[root.path / relative] if relative else "missing")
-            for split, image, relative in entries)
+            for split, image, relative in entries
+        )
         return found

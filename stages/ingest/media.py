@@ -35,8 +35,10 @@ class MediaRoot:
                     if entry.is_symlink():
                         target = os.path.realpath(entry.path)
                         if os.path.commonpath([real, target]) != real:
-                            raise BadInput(f"{entry.path} links to {target}, outside the image root {path}: put the "
-                                           "files below the root, or make the root the folder that has them")
+                            raise BadInput(
+                                f"{entry.path} links to {target}, outside the image root {path}: put the "
+                                "files below the root, or make the root the folder that has them"
+                            )
                     if entry.is_dir():
                         folders.append(f"{relative}/")
                     elif entry.name.lower().endswith(SUFFIXES):

@@ -23,8 +23,10 @@ def run(job: Job) -> None:
     counts: Counter = Counter()
     missing: list[str] = []
     total = 0
-    with job.draft.create("samples.parquet") as file, pq.ParquetWriter(
-            file, SAMPLES, compression="zstd", dictionary_pagesize_limit=1 << 26) as writer:
+    with (
+        job.draft.create("samples.parquet") as file,
+        pq.ParquetWriter(file, SAMPLES, compression="zstd", dictionary_pagesize_limit=1 << 26) as writer,
+    ):
         for split, path in sorted(config.annotations.items()):
             found = read(parse(path.read_bytes(), str(path)), split, str(path))
             if found.broken:
@@ -36,16 +38,27 @@ def run(job: Job) -> None:
             where = {(d.image, d.file): root.find(split, d.image, d.file) for d in found.dialogues}
             absent = sorted({MediaRoot.expected(split, *pair) for pair, relative in where.items() if relative is None})
             missing += absent
-            media = Digests().files({root.path / r for r in where.values() if r},
-                                    lambda done, of, split=split: job.progress(done, of, f"images of {split}"))
+            media = Digests().files(
+                {root.path / r for r in where.values() if r},
+                lambda done, of, split=split: job.progress(done, of, f"images of {split}"),
+            )
             counts.update(found.oddities)
-            counts["images in several folders"] += sum(len(root.repeated.get(r.rsplit("/")[-1], ())) > 1
-                                                       for r in where.values() if r)
+            counts["images in several folders"] += sum(
+                len(root.repeated.get(r.rsplit("/")[-1], ())) > 1 for r in where.values() if r
+            )
             chosen = [d for d in _labelled(split, found.dialogues) if not job.only or d[0] in job.only]
             for begin in range(0, len(chosen), ROW_GROUP):
-                part = chosen[begin:begin + ROW_GROUP]
-                writer.write_table(_rows(split, part, found.answers, relevance, where,
-                                         {str(p.relative_to(root.path)): digest for p, digest in media.items()}))
+                part = chosen[begin : begin + ROW_GROUP]
+                writer.write_table(
+                    _rows(
+                        split,
+                        part,
+                        found.answers,
+                        relevance,
+                        where,
+                        {str(p.relative_to(root.path)): digest for p, digest in media.items()},
+                    )
+                )
                 for label, dialogue in part:
                     if where[dialogue.image, dialogue.file] is None:
                         job.ledger.skipped(label, "its image is missing")
@@ -54,13 +67,16 @@ def run(job: Job) -> None:
                 job.progress(begin + len(part), len(chosen), f"dialogues of {split}")
             total += sum(len(d.turns) for _, d in chosen)
     if missing and not config.allow_missing:
-        raise BadInput(f"{len(missing)} images are not below {config.images}: {', '.join(missing[:5])}"
-                       f"{', ...' if len(missing) > 5 else ''}; put them there, or set ingest.allow_missing: true")
+        raise BadInput(
+            f"{len(missing)} images are not below {config.images}: {', '.join(missing[:5])}"
+            f"{', ...' if len(missing) > 5 else ''}; put them there, or set ingest.allow_missing: true"
+        )
     if not total:
         raise BadInput(f"no dialogue is named {', '.join(sorted(job.only))}; ids look like val/185565")
     counts["missing images"] = len(missing)
-    job.draft.write_json("checks.json", {"samples": total, "counts": dict(sorted(counts.items())),
-                                         "missing_images": missing})
+    job.draft.write_json(
+        "checks.json", {"samples": total, "counts": dict(sorted(counts.items())), "missing_images": missing}
+    )
     for what, number in sorted(counts.items()):
         if number:
             job.log(f"{number} {what}", level="warning")
@@ -92,8 +108,14 @@ def _relevance(config: IngestConfig, split: str, found: Annotations) -> dict[tup
     return dense
 
 
-def _rows(split: str, part: list[tuple[str, Dialogue]], answers: list[str], relevance: dict, where: dict,
-          media: dict[str, str]) -> pa.Table:
+def _rows(
+    split: str,
+    part: list[tuple[str, Dialogue]],
+    answers: list[str],
+    relevance: dict,
+    where: dict,
+    media: dict[str, str],
+) -> pa.Table:
     """The SAMPLES rows of some dialogues."""
     rows: dict[str, list] = {name: [] for name in SAMPLES.names if name != "candidates"}
     options, offsets, absent = [], [0], []
@@ -101,10 +123,21 @@ def _rows(split: str, part: list[tuple[str, Dialogue]], answers: list[str], rele
         relative = where[dialogue.image, dialogue.file]
         history: list[dict[str, str | None]] = []
         for number, turn in enumerate(dialogue.turns):
-            values = (f"{label}/{number}", split, "dialogue", label, media.get(relative),
-                      relative or MediaRoot.expected(split, dialogue.image, dialogue.file), number, dialogue.caption,
-                      list(history), turn.question, turn.answer, turn.gt_index,
-                      relevance.get((dialogue.image, number)))
+            values = (
+                f"{label}/{number}",
+                split,
+                "dialogue",
+                label,
+                media.get(relative),
+                relative or MediaRoot.expected(split, dialogue.image, dialogue.file),
+                number,
+                dialogue.caption,
+                list(history),
+                turn.question,
+                turn.answer,
+                turn.gt_index,
+                relevance.get((dialogue.image, number)),
+            )
             for name, value in zip(rows, values, strict=True):
                 rows[name].append(value)
             options.extend(turn.candidates or ())
@@ -113,6 +146,8 @@ def _rows(split: str, part: list[tuple[str, Dialogue]], answers: list[str], rele
             history.append({"question": turn.question, "answer": turn.answer})
     pool = pa.array(answers, pa.string()).take(pa.array(np.asarray(options, np.int64)))
     candidates = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pool, mask=pa.array(absent))
-    columns = {name: candidates if name == "candidates" else pa.array(rows[name], SAMPLES.field(name).type)
-               for name in SAMPLES.names}
+    columns = {
+        name: candidates if name == "candidates" else pa.array(rows[name], SAMPLES.field(name).type)
+        for name in SAMPLES.names
+    }
     return pa.table(columns, schema=SAMPLES)

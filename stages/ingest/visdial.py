@@ -54,8 +54,9 @@ def parse(data: bytes, name: str) -> Any:
 
 def media_of(data: Any) -> list[tuple[int, str | None]]:
     """(image number, own file name or None) of every dialogue, each once, in order."""
-    listed = data if isinstance(data, list) else data.get("data", {}).get("dialogs", []) if isinstance(
-        data, dict) else []
+    listed = (
+        data if isinstance(data, list) else data.get("data", {}).get("dialogs", []) if isinstance(data, dict) else []
+    )
     pairs = ((d.get("image_id"), d.get("file")) for d in listed if isinstance(d, dict))
     return list(dict.fromkeys(pair for pair in pairs if isinstance(pair[0], int)))
 
@@ -68,10 +69,13 @@ def read(data: Any, split: str, name: str) -> Annotations:
     if isinstance(data, list):
         return _collect(data, [], lambda d: _inline(d), split)
     content = data.get("data") if isinstance(data, dict) else None
-    if not isinstance(content, dict) or not all(isinstance(content.get(k), list)
-                                                for k in ("dialogs", "questions", "answers")):
-        raise BadInput(f"{name} has no data.dialogs, data.questions and data.answers: VisDial v1.0 files look like "
-                       "visdial_1.0_val.json from visualdialog.org")
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(k), list) for k in ("dialogs", "questions", "answers")
+    ):
+        raise BadInput(
+            f"{name} has no data.dialogs, data.questions and data.answers: VisDial v1.0 files look like "
+            "visdial_1.0_val.json from visualdialog.org"
+        )
     found = str(data.get("split", ""))
     if not found.startswith(split):
         raise BadInput(f"{name} is of split {found!r}, the config gives it as {split!r}")
@@ -85,11 +89,15 @@ def dense_of(data: Any, name: str) -> dict[tuple[int, int], list[float]]:
     `round_id` counts from 1; val files say `gt_relevance`, train files `relevance`.
     """
     try:
-        return {(d["image_id"], d["round_id"] - 1): [float(r) for r in d.get("gt_relevance", d.get("relevance"))]
-                for d in data}
+        return {
+            (d["image_id"], d["round_id"] - 1): [float(r) for r in d.get("gt_relevance", d.get("relevance"))]
+            for d in data
+        }
     except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"{name} is no list of image_id, round_id and gt_relevance ({type(error).__name__}: {error}): "
-                       "VisDial publishes it as visdial_1.0_val_dense_annotations.json") from None
+        raise BadInput(
+            f"{name} is no list of image_id, round_id and gt_relevance ({type(error).__name__}: {error}): "
+            "VisDial publishes it as visdial_1.0_val_dense_annotations.json"
+        ) from None
 
 
 def _collect(listed: list[Any], answers: list[str], build: Any, split: str) -> Annotations:
@@ -125,9 +133,14 @@ def _official(raw: dict[str, Any], questions: list[str], answers: list[str]) -> 
         if gt is not None and not 0 <= gt < len(options or ()):
             raise ValueError(f"turn {number}: gt_index {gt} is outside its {len(options or ())} answer options")
         answer = round_.get("answer")
-        turns.append(Turn(_text(questions, round_["question"], number),
-                          None if answer is None else _text(answers, answer, number),
-                          None if options is None else tuple(options), gt))
+        turns.append(
+            Turn(
+                _text(questions, round_["question"], number),
+                None if answer is None else _text(answers, answer, number),
+                None if options is None else tuple(options),
+                gt,
+            )
+        )
     return _dialogue(raw, turns, None)
 
 
@@ -163,6 +176,9 @@ def _oddities(dialogue: Dialogue, answers: list[str]) -> Iterator[str]:
             yield "turns without 100 candidates"
         if len({answers[c] for c in turn.candidates}) != len(turn.candidates):
             yield "turns with a candidate twice"
-        if turn.gt_index is not None and turn.answer is not None and (
-                answers[turn.candidates[turn.gt_index]] != turn.answer):
+        if (
+            turn.gt_index is not None
+            and turn.answer is not None
+            and (answers[turn.candidates[turn.gt_index]] != turn.answer)
+        ):
             yield "turns whose gt_index is not the answer"

@@ -32,11 +32,7 @@ def packages() -> Path:
 
 
 def answers_of(file: dict) -> list[str]:
-    return [
-        file["data"]["answers"][turn["answer"]]
-        for dialog in file["data"]["dialogs"]
-        for turn in dialog["dialog"]
-    ]
+    return [file["data"]["answers"][turn["answer"]] for dialog in file["data"]["dialogs"] for turn in dialog["dialog"]]
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -86,9 +82,7 @@ def test_dense_relevance_fits_its_turn(built, dialogues):
         assert len(entry["gt_relevance"]) == CANDIDATES
         assert set(entry["gt_relevance"]) <= {0.0, 0.2, 0.4, 0.6, 0.8, 1.0}
         assert entry["gt_relevance"][turn["gt_index"]] == 1.0
-        given = {
-            data["answers"][o]: r for o, r in zip(turn["answer_options"], entry["gt_relevance"], strict=True)
-        }
+        given = {data["answers"][o]: r for o, r in zip(turn["answer_options"], entry["gt_relevance"], strict=True)}
         assert {answer: given[answer] for answer in photograph.relevance} == photograph.relevance
 
 
@@ -107,9 +101,7 @@ def test_the_majority_answer_is_beatable_and_forms_recur(built, dialogues):
     forms = Counter(question for photograph in dialogues.of("train") for question, _ in photograph.turns)
     for form in [form for form, n in forms.items() if n >= 5]:
         answers = Counter(a for p in dialogues.of("train") for q, a in p.turns if q == form)
-        assert answers.most_common(1)[0][1] / answers.total() <= 0.67, (
-            form
-        )  # blind to the image, it is not won
+        assert answers.most_common(1)[0][1] / answers.total() <= 0.67, form  # blind to the image, it is not won
 
 
 def test_the_same_bytes_every_time(dialogues):

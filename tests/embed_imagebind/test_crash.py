@@ -1,4 +1,4 @@
-"""Killed at random moments and run again: the published bytes are those of an undisturbed run, no item lost or twice."""
+"""Killed at random moments and run again: the bytes are those of an undisturbed run, no item lost or twice."""
 
 import hashlib
 import os
@@ -37,9 +37,22 @@ def samples(store: Path, images: Path, numbers: range) -> str:
     for number in numbers:
         name = f"{number:02d}.png"
         media = hashlib.sha256((images / name).read_bytes()).hexdigest()
-        rows += [dict(sample=f"val/{number}/{turn}", split="val", task="dialogue", dialogue=f"val/{number}", media=media,
-                      media_path=name, turn=turn, caption="noise", history=[], question=f"is it number {number} {word}",
-                      answer="yes") for turn, word in enumerate(("really", "or something else entirely"))]
+        rows += [
+            dict(
+                sample=f"val/{number}/{turn}",
+                split="val",
+                task="dialogue",
+                dialogue=f"val/{number}",
+                media=media,
+                media_path=name,
+                turn=turn,
+                caption="noise",
+                history=[],
+                question=f"is it number {number} {word}",
+                answer="yes",
+            )
+            for turn, word in enumerate(("really", "or something else entirely"))
+        ]
     key = hashlib.sha256(str(numbers).encode()).hexdigest()
     draft = Draft(Store(store), "samples", key)
     draft.write_table("samples.parquet", pa.Table.from_pylist(rows, schema=SAMPLES))
@@ -48,15 +61,23 @@ def samples(store: Path, images: Path, numbers: range) -> str:
 
 
 def start(store: Path, images: Path, key: str) -> StageProcess:
-    return StageProcess({"stage": "embed_imagebind", "config": CONFIG | {"images": str(images)}, "store": str(store),
-                         "inputs": {"samples": key}}, store)
+    return StageProcess(
+        {
+            "stage": "embed_imagebind",
+            "config": CONFIG | {"images": str(images)},
+            "store": str(store),
+            "inputs": {"samples": key},
+        },
+        store,
+    )
 
 
 def shard_bytes(store: Path, bank: FeatureBank) -> list[str]:
     """SHA-256 of the rows of every published shard, sorted: the ids differ from run to run, the bytes must not."""
     shards = sorted(name.removesuffix(".parquet") for name in os.listdir(store / bank.folder / "index"))
-    return sorted(hashlib.sha256((store / bank.folder / f"shards/{s}.zarr/c/0/0").read_bytes()).hexdigest()
-                  for s in shards)
+    return sorted(
+        hashlib.sha256((store / bank.folder / f"shards/{s}.zarr/c/0/0").read_bytes()).hexdigest() for s in shards
+    )
 
 
 @pytest.mark.slow

@@ -86,7 +86,5 @@ def test_engines_agree(tensors, rows):
 def test_bf16_is_near(tensors, rows):
     with Embedder("malmm", "tiny", tensors, precision="bf16", vision_batch=4, text_batch=4) as half:
         for embedded, full in ((half.vision(PICTURES), rows[0]), (half.text(QUESTIONS), rows[1])):
-            cosine = (
-                (embedded * full).sum(1) / np.linalg.norm(embedded, axis=1) / np.linalg.norm(full, axis=1)
-            )
+            cosine = (embedded * full).sum(1) / np.linalg.norm(embedded, axis=1) / np.linalg.norm(full, axis=1)
             assert embedded.dtype == np.float32 and cosine.min() > 0.99

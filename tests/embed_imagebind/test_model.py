@@ -27,9 +27,7 @@ INPUTS = {
 @pytest.fixture(scope="module")
 def golden(shared):
     folder = shared("golden/imagebind")
-    tensors = load_file(folder / "golden_tiny.safetensors") | load_file(
-        folder / "golden_tiny_inputs.safetensors"
-    )
+    tensors = load_file(folder / "golden_tiny.safetensors") | load_file(folder / "golden_tiny_inputs.safetensors")
     return ImageBindConfig(**json.loads((folder / "golden_tiny.json").read_text())["config"]), tensors
 
 
@@ -46,9 +44,7 @@ def test_cropped_text_is_the_full_text(golden):
     model, tokens = build_model(config, tensors, ("text",)), tensors["in.text"]
     for row, length in zip(range(len(tokens)), prompt_lengths(tokens.numpy())):
         cropped = model("text", tokens[row : row + 1, :length])
-        torch.testing.assert_close(
-            cropped, tensors["out.text"][row : row + 1], atol=1e-4, rtol=0
-        )  # 1e-6 of its norm
+        torch.testing.assert_close(cropped, tensors["out.text"][row : row + 1], atol=1e-4, rtol=0)  # 1e-6 of its norm
 
 
 def test_huge_has_the_published_keys_and_shapes(shared):

@@ -60,9 +60,7 @@ def test_clips_of_sounds_and_videos(shared):
 
 
 def test_video_crops_lie_along_the_long_side():
-    ramp = (
-        torch.linspace(0, 255, 448).round().to(torch.uint8).expand(5, 2, 3, 224, 448).permute(0, 1, 3, 4, 2)
-    )
+    ramp = torch.linspace(0, 255, 448).round().to(torch.uint8).expand(5, 2, 3, 224, 448).permute(0, 1, 3, 4, 2)
     wide, tall = video_clips(ramp), video_clips(ramp.transpose(2, 3))
     assert wide.shape == tall.shape == (15, 3, 2, 224, 224) and torch.equal(wide.transpose(3, 4), tall)
     left, centre, right = (wide[place, 0, 0, 0] for place in range(3))

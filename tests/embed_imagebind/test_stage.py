@@ -88,10 +88,7 @@ def test_image_changed_or_gone_since_ingest_fails(work: Work):
     outcome = work.run(samples)
     assert outcome.code == 65
     messages = " ".join(event["message"] for event in outcome.of("item_failed"))
-    assert (
-        "c.png: has changed since ingest: run ingest again" in messages
-        and "b.png: cannot be read" in messages
-    )
+    assert "c.png: has changed since ingest: run ingest again" in messages and "b.png: cannot be read" in messages
 
 
 def test_path_out_of_the_root_is_not_read(work: Work, tmp_path: Path):
@@ -109,9 +106,7 @@ def test_force_embeds_again(work: Work):
 
 def test_only_by_path_question_or_id(work: Work):
     samples = work.samples(FILES, QUESTIONS)
-    artifact = work.run(
-        samples, request={"only": ["c.png", QUESTIONS[2], f"text/{text_digest(QUESTIONS[0])}"]}
-    )
+    artifact = work.run(samples, request={"only": ["c.png", QUESTIONS[2], f"text/{text_digest(QUESTIONS[0])}"]})
     assert artifact.artifact(work.store).manifest["items"] == {"vision": 1, "text": 2}
     outcome = work.run(samples, request={"only": ["d.png"]})
     assert outcome.code == 65 and "d.png" in outcome.message
@@ -131,9 +126,7 @@ def test_plan_of_a_killed_run_is_kept(work: Work):
     planned = _shards(done)
     draft.partial.write_table(
         "plan.parquet",
-        pa.Table.from_pylist(
-            [{"modality": m, "digest": d, "shard": s} for m, s, digests in planned for d in digests]
-        ),
+        pa.Table.from_pylist([{"modality": m, "digest": d, "shard": s} for m, s, digests in planned for d in digests]),
     )
     modality, _, digests = planned[3]
     bank.append(modality, digests, done.gather(modality, digests))

@@ -14,9 +14,7 @@ def test_tokens_are_the_official_ones(shared):
     folder = shared("golden/imagebind")
     facts = json.loads((folder / "golden_prep.json").read_text())
     tokens = tokenize(facts["prompts"])
-    np.testing.assert_array_equal(
-        tokens, load_file(folder / "golden_prep_audio_text.safetensors")["text/tokens"]
-    )
+    np.testing.assert_array_equal(tokens, load_file(folder / "golden_prep_audio_text.safetensors")["text/tokens"])
     np.testing.assert_array_equal(prompt_lengths(tokens) - 1, facts["argmax"])
 
 

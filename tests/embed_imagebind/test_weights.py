@@ -28,9 +28,7 @@ def test_both_formats_are_read(tensors, tmp_path, name):
     assert read.keys() == tensors.keys() and all(torch.equal(read[k], tensors[k]) for k in tensors)
     model = build_model(SMALL, read, ("text",))
     parameter = model.modality_heads["text"].proj[1].weight
-    assert parameter.data_ptr() == read["modality_heads.text.proj.1.weight"].data_ptr(), (
-        "the weights were copied"
-    )
+    assert parameter.data_ptr() == read["modality_heads.text.proj.1.weight"].data_ptr(), "the weights were copied"
 
 
 @pytest.mark.parametrize(

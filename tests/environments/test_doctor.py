@@ -78,9 +78,7 @@ def test_environments_that_are_absent_or_stale(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("MALMM_ENVS", str(tmp_path))
     environments.python("ingest").parent.mkdir(parents=True)
     environments.python("ingest").symlink_to(sys.executable)
-    checks = [
-        check for check in doctor.diagnose(["ingest", "evaluate"]) if check.where in environments.STAGES
-    ]
+    checks = [check for check in doctor.diagnose(["ingest", "evaluate"]) if check.where in environments.STAGES]
     assert [(check.where, check.what, check.state) for check in checks] == [
         ("ingest", "environment", "failed"),
         ("evaluate", "environment", "failed"),

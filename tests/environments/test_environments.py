@@ -49,15 +49,9 @@ def test_environments_stay_free_of_each_other() -> None:
 @pytest.mark.parametrize("name", STAGES)
 def test_dockerfiles_put_dependencies_before_code(name: str) -> None:
     text = (ENVS / name / "Dockerfile").read_text()
-    first_code = min(
-        text.index(line) for line in text.splitlines() if re.match(r"COPY (stages|storage|flows)\b", line)
-    )
+    first_code = min(text.index(line) for line in text.splitlines() if re.match(r"COPY (stages|storage|flows)\b", line))
     assert text.index("requirements.txt") < text.index("uv pip install") < first_code
-    assert (
-        re.search(r"^USER (?!root|0)", text, re.MULTILINE)
-        and text.startswith("# ")
-        and "ARG BASE_IMAGE" in text
-    )
+    assert re.search(r"^USER (?!root|0)", text, re.MULTILINE) and text.startswith("# ") and "ARG BASE_IMAGE" in text
     assert text.rindex("USER ") > text.rindex("RUN ")
     entry = '["python", "-m", "flows"]' if name == "orchestrator" else f'["python", "-m", "stages.{name}"]'
     assert f"ENTRYPOINT {entry}" in text

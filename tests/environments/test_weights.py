@@ -163,9 +163,7 @@ def test_a_server_in_trouble_is_asked_again_and_the_part_kept(server: Server, to
     assert len(server.requests) == 5 and part(to).read_bytes() == BODY[:1000]
 
 
-def test_full_disk_is_told_before_the_first_byte(
-    server: Server, to: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_is_told_before_the_first_byte(server: Server, to: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(WeightsFailed, match="GiB free"):
         fetch(server.url, DIGEST, to)

@@ -38,9 +38,7 @@ def test_the_interval_covers_as_often_as_it_says():
     rng = np.random.default_rng(2)
     hits = 0
     for trial in range(200):
-        effect = rng.normal(
-            size=80
-        )  # turns of one dialogue share it: an interval over turns would be far too narrow
+        effect = rng.normal(size=80)  # turns of one dialogue share it: an interval over turns would be far too narrow
         values = (effect[:, None] + rng.normal(size=(80, 5))).ravel()
         found = score(Metric.mean(values), *draw(np.repeat(np.arange(80), 5).astype(str), 400, seed=trial))
         hits += found.low <= 0 <= found.high
@@ -73,7 +71,5 @@ def test_samples_without_a_value_are_left_out():
 def test_differences_are_paired():
     """Two systems that differ by a constant differ by it in every resample, whatever the dialogues drawn."""
     values = np.random.default_rng(0).random(50)
-    found = difference(
-        Metric.mean(values + 0.1), Metric.mean(values), *draw(list(map(str, range(50))), 100, 0)
-    )
+    found = difference(Metric.mean(values + 0.1), Metric.mean(values), *draw(list(map(str, range(50))), 100, 0))
     assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))

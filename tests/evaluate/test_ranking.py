@@ -13,18 +13,14 @@ few = st.integers(0, 3).map(float)  # few values, so that ties are common
 @st.composite
 def candidates(draw, most=5):
     scores = draw(st.lists(few, min_size=1, max_size=most))
-    relevance = draw(
-        st.lists(st.sampled_from([0.0, 0.2, 0.6, 1.0]), min_size=len(scores), max_size=len(scores))
-    )
+    relevance = draw(st.lists(st.sampled_from([0.0, 0.2, 0.6, 1.0]), min_size=len(scores), max_size=len(scores)))
     return np.array(scores), draw(st.integers(0, len(scores) - 1)), np.array(relevance)
 
 
 def orders(scores):
     """All orders that sorting by score allows, each as likely."""
     return [
-        order
-        for order in permutations(range(len(scores)))
-        if all(scores[a] >= scores[b] for a, b in pairwise(order))
+        order for order in permutations(range(len(scores))) if all(scores[a] >= scores[b] for a, b in pairwise(order))
     ]
 
 
@@ -96,6 +92,4 @@ def test_ndcg_against_real_dense_annotations(shared):
     for one in dense:
         relevance = np.array(one["gt_relevance"])
         scores = rng.permutation(len(relevance)).astype(float)
-        assert ndcg(scores, relevance) == pytest.approx(
-            sorted_ndcg(np.argsort(-scores), relevance), abs=1e-12
-        )
+        assert ndcg(scores, relevance) == pytest.approx(sorted_ndcg(np.argsort(-scores), relevance), abs=1e-12)

@@ -17,9 +17,7 @@ def scored(**texts: list[str]):
         name: Answers(texts.get(name, ["something else"] * 23 + ["more"]), [rng.random(3) for _ in ITEMS])
         for name in ("untrained", "trained", "permuted", "majority")
     }
-    scores, gains = summarise(
-        score_systems(ITEMS, systems, with_meteor=False), [i.dialogue for i in ITEMS], 200, 0
-    )
+    scores, gains = summarise(score_systems(ITEMS, systems, with_meteor=False), [i.dialogue for i in ITEMS], 200, 0)
     return systems, scores, gains
 
 
@@ -53,9 +51,7 @@ def test_a_good_model_gets_no_warning():
 def test_warnings_come_first_and_no_answer_breaks_the_tables():
     odd = ["a | b", "<script>", "*bold*\nand more", "`code`"] * 6
     systems, scores, gains = scored(trained=odd)
-    context = Context(
-        "val", "standard", "PTB", 200, 0, "greedy", majority="yes", provenance={"report": "f" * 64}
-    )
+    context = Context("val", "standard", "PTB", 200, 0, "greedy", majority="yes", provenance={"report": "f" * 64})
     text = render(context, ITEMS, systems, scores, gains, ["first", "second"], ["scores.png"])
     assert text.startswith("> **Warning:** first\n>\n> **Warning:** second\n\n# Evaluation\n")
     assert "<script>" not in text and "<red>" not in text

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from demo.tiny_language_model import write_tiny_llm
 from stages.evaluate import predict
 from stages.evaluate.controls import permuted
 from stages.evaluate.ranking import place
 from storage import Store
 from tests.evaluate.pipeline import CANDIDATES, Inputs, digest, rows, start
 from tests.stage_command import run_stage
-from demo.tiny_language_model import write_tiny_llm
 
 SYSTEMS = ("trained", "untrained", "permuted", "majority")
 
@@ -83,9 +83,7 @@ def test_predictions_hold_every_answer_and_agree_with_the_scores(evaluated):
             assert len(row[f"{system}_candidates"]) == len(CANDIDATES)
             found = place(np.array(row[f"{system}_candidates"]), sample["gt_index"])
             assert (row[f"{system}_rank"], row[f"{system}_mrr"]) == (found.rank, found.reciprocal)
-    assert np.mean([row["trained_rank"] for row in table]) == pytest.approx(
-        metrics["trained"]["mean_rank"]["value"]
-    )
+    assert np.mean([row["trained_rank"] for row in table]) == pytest.approx(metrics["trained"]["mean_rank"]["value"])
 
 
 def test_systems_are_what_they_are_called(evaluated):
@@ -113,9 +111,7 @@ def test_systems_are_what_they_are_called(evaluated):
         if system == "trained":
             model.load_trained(state)
         scores = model.rank(features.batch(val, other), [row["candidates"] for row in val])
-        np.testing.assert_allclose(
-            [row[f"{system}_candidates"] for row in table], torch.stack(scores), atol=1e-4
-        )
+        np.testing.assert_allclose([row[f"{system}_candidates"] for row in table], torch.stack(scores), atol=1e-4)
     assert [r["trained_candidates"] for r in table] != [r["permuted_candidates"] for r in table]
 
 
@@ -142,9 +138,7 @@ def test_every_answer_is_in_the_ledger_once(evaluated):
     inputs, _, report = evaluated
     ledger = report.ledger().to_pylist()
     val = [row["sample"] for row in inputs.rows if row["split"] == "val"]
-    assert {row["id"] for row in ledger} == {
-        f"{s}/{v}" for s in ("trained", "untrained", "permuted") for v in val
-    }
+    assert {row["id"] for row in ledger} == {f"{s}/{v}" for s in ("trained", "untrained", "permuted") for v in val}
     assert len(ledger) == 36 and {row["status"] for row in ledger} == {"done"}
 
 
@@ -202,9 +196,7 @@ def test_a_missing_embedding_is_an_error_with_its_name(inputs):
 
 def test_without_candidates_images_or_training_answers_it_says_so(inputs):
     changed = [
-        row | {"candidates": None, "gt_index": None, "relevance": None}
-        for row in rows()
-        if row["split"] == "val"
+        row | {"candidates": None, "gt_index": None, "relevance": None} for row in rows() if row["split"] == "val"
     ]
     changed[0]["media"], changed[1]["answer"] = None, None
     inputs.samples(changed, "less")

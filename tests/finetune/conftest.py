@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from demo.tiny_language_model import write_tiny_llm
 from storage import Draft, Ledger, Store
 from storage.features import FeatureBank, text_digest
 from storage.tables import SAMPLES
-from demo.tiny_language_model import write_tiny_llm
 from tests.stage_command import Outcome
 from tests.warm import StageProcess, preload
 

@@ -13,8 +13,9 @@ def test_a_recipe_sets_what_the_config_does_not():
 
 
 def test_the_recipe_enters_the_key_by_what_it_sets_alone():
-    spelled = FinetuneConfig(recipe="connector", llm="x", trainable=["imagebind_fc", "turn_pe"], outputs="all",
-                             normalize_inputs=False)
+    spelled = FinetuneConfig(
+        recipe="connector", llm="x", trainable=["imagebind_fc", "turn_pe"], outputs="all", normalize_inputs=False
+    )
     assert spelled.key_fields() == FinetuneConfig(recipe="seed", llm="y").key_fields()
     assert "llm" not in spelled.key_fields() and "text_tokenizer" not in spelled.key_fields()
     assert set(spelled.source_paths()) == {"llm"}

@@ -72,7 +72,9 @@ def test_killed_at_20_random_moments(inputs, tmp_path, tiny_llm):
 def test_accumulating_is_the_same_as_one_large_batch(inputs):
     fields = {"max_steps": 4, "qformer": inputs.config()["qformer"] | {"dropout": 0.0}}
     one, two = (
-        safetensors.torch.load(inputs.run(**fields, batch=b, accumulate=a).artifact(inputs.store).read_bytes("model.safetensors"))
+        safetensors.torch.load(
+            inputs.run(**fields, batch=b, accumulate=a).artifact(inputs.store).read_bytes("model.safetensors")
+        )
         for b, a in ((30, 1), (15, 2))
     )  # an epoch is one step, so both see the same samples
     for name, value in one.items():

@@ -52,9 +52,19 @@ class Pretend:
         (folder / "llm").mkdir()
         (folder / "llm" / "config.json").write_text("{}")
         (folder / "images" / "VisualDialog_val2018_000000000001.jpg").write_bytes(b"picture")
-        (folder / "val.json").write_text(json.dumps({"version": "1.0", "split": "val2018", "data": {
-            "questions": ["is it red"], "answers": ["yes"], "dialogs": [
-                {"image_id": 1, "caption": "a picture", "dialog": [{"question": 0, "answer": 0}]}]}}))
+        (folder / "val.json").write_text(
+            json.dumps(
+                {
+                    "version": "1.0",
+                    "split": "val2018",
+                    "data": {
+                        "questions": ["is it red"],
+                        "answers": ["yes"],
+                        "dialogs": [{"image_id": 1, "caption": "a picture", "dialog": [{"question": 0, "answer": 0}]}],
+                    },
+                }
+            )
+        )
         self.config.write_text(f"""\
 name: pretend
 store: {self.store}

@@ -17,19 +17,24 @@ def imports(folder: str) -> list[tuple[Path, str]]:
     found = []
     for path in sorted((ROOT / folder).rglob("*.py")) if (ROOT / folder).is_dir() else [ROOT / folder]:
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else (
-                [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else [])
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else ([node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else [])
+            )
             found += [(path.relative_to(ROOT), name) for name in names]
     return found
 
 
 def offenders(folder: str, allowed: set[str], forbidden: set[str] = frozenset()) -> list[tuple[Path, str]]:
     """Imports of our own outside `allowed` (a package allows all below it), and of any forbidden library."""
+
     def fine(name: str) -> bool:
         top = name.split(".")[0]
         if top in OURS:
             return any(name == a or name.startswith(a + ".") for a in allowed)
         return top not in forbidden
+
     return [(path, name) for path, name in imports(folder) if not fine(name)]
 
 
@@ -54,8 +59,14 @@ def test_a_config_is_light(stage):
 
 def test_the_flow_sees_only_configs_and_the_contract():
     configs = {f"stages.{stage}.config" for stage in STAGES}
-    assert offenders("flows", {"flows", "demo", "storage", *configs, *CONTRACT},
-                     {"torch", "transformers", "zarr", "bitsandbytes"}) == []
+    assert (
+        offenders(
+            "flows",
+            {"flows", "demo", "storage", *configs, *CONTRACT},
+            {"torch", "transformers", "zarr", "bitsandbytes"},
+        )
+        == []
+    )
 
 
 def test_nothing_unpickles_or_starts_a_shell():

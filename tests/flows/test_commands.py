@@ -42,7 +42,9 @@ def test_the_readme_names_no_other_command():
 
 
 def test_a_wrong_call_is_one_message_and_an_exit_code():
-    done = subprocess.run([sys.executable, "-m", "flows", "status", "gone.yaml"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "flows", "status", "gone.yaml"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 78 and "no config file gone.yaml" in done.stderr and "Traceback" not in done.stderr
     done = subprocess.run([sys.executable, "-m", "flows", "stauts"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "No such command" in done.stderr and "Traceback" not in done.stderr

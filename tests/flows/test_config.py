@@ -51,18 +51,25 @@ def test_overrides_are_laid_over(config):
     assert load(config(), ["evaluate.beams=4", "embed_imagebind.seed=7"]).evaluate.beams == 4
 
 
-@pytest.mark.parametrize("old, new, said", [
-    ("  beams: 2", "  beans: 2", ":13: evaluate.beans: no such field; did you mean beams?"),
-    ("  beams: 2", "  beams: 0", ":13: evaluate.beams: input should be greater than or equal to 1 (got 0)"),
-    ("  beams: 2", "  beams: many", ":13: evaluate.beams: input should be a valid integer"),
-    ("  architecture: tiny", "  architecture: small", ":9: embed_imagebind.architecture: input should be 'huge' or 'tiny'"),
-    ("name: small", "nmae: small", ":1: nmae: no such field; did you mean name?"),
-    ("/val.json", "/gone.json", ":7: ingest.annotations.val: no file"),
-    ("/llm", "/gone", ":4: finetune.llm: no folder"),
-    ("  beams: 2", "  beams: 2\n  beams: 3", ":14: evaluate.beams is given twice"),
-    ("  architecture: tiny", "  architecture: huge", ":8: embed_imagebind: weights: huge needs"),
-    ("name: small", "name: [", "config.yaml"),
-])
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ("  beams: 2", "  beans: 2", ":13: evaluate.beans: no such field; did you mean beams?"),
+        ("  beams: 2", "  beams: 0", ":13: evaluate.beams: input should be greater than or equal to 1 (got 0)"),
+        ("  beams: 2", "  beams: many", ":13: evaluate.beams: input should be a valid integer"),
+        (
+            "  architecture: tiny",
+            "  architecture: small",
+            ":9: embed_imagebind.architecture: input should be 'huge' or 'tiny'",
+        ),
+        ("name: small", "nmae: small", ":1: nmae: no such field; did you mean name?"),
+        ("/val.json", "/gone.json", ":7: ingest.annotations.val: no file"),
+        ("/llm", "/gone", ":4: finetune.llm: no folder"),
+        ("  beams: 2", "  beams: 2\n  beams: 3", ":14: evaluate.beams is given twice"),
+        ("  architecture: tiny", "  architecture: huge", ":8: embed_imagebind: weights: huge needs"),
+        ("name: small", "name: [", "config.yaml"),
+    ],
+)
 def test_a_mistake_is_named_with_its_line_and_what_is_allowed(config, old, new, said):
     with pytest.raises(ConfigError) as error:
         load(config(old, new))
@@ -70,8 +77,11 @@ def test_a_mistake_is_named_with_its_line_and_what_is_allowed(config, old, new, 
 
 
 def test_a_wrong_override_names_itself(config):
-    for override, said in [("evaluate.beans=2", "--set evaluate.beans: evaluate.beans: no such field"),
-                           ("evaluate", "write it as field=value"), ("evaluate.beams=0", "--set evaluate.beams")]:
+    for override, said in [
+        ("evaluate.beans=2", "--set evaluate.beans: evaluate.beans: no such field"),
+        ("evaluate", "write it as field=value"),
+        ("evaluate.beams=0", "--set evaluate.beams"),
+    ]:
         with pytest.raises(ConfigError, match=said):
             load(config(), [override])
 

@@ -37,11 +37,16 @@ def artifacts() -> set[str]:
 
 def test_the_second_run_executes_nothing(pretend):
     first = pipeline(str(pretend.config))
-    assert task_runs() == {stage: "Completed" for stage in ("ingest", "embed_imagebind", "finetune", "evaluate", "metrics")}
+    assert task_runs() == dict.fromkeys(("ingest", "embed_imagebind", "finetune", "evaluate", "metrics"), "Completed")
     assert {"metrics", "ingest-artifact", f"ingest-{first['samples'][:12]}"} <= artifacts()
     assert pipeline(str(pretend.config)) == first
-    assert task_runs() == {"ingest": "Cached", "embed_imagebind": "Cached", "finetune": "Cached", "evaluate": "Cached",
-                           "metrics": "Completed"}
+    assert task_runs() == {
+        "ingest": "Cached",
+        "embed_imagebind": "Cached",
+        "finetune": "Cached",
+        "evaluate": "Cached",
+        "metrics": "Completed",
+    }
     assert [pretend.tries(stage) for stage in ("ingest", "finetune", "evaluate")] == [1, 1, 1]
     pipeline(str(pretend.config), force=["evaluate"])
     assert (pretend.tries("finetune"), pretend.tries("evaluate")) == (1, 2)
@@ -86,8 +91,13 @@ def test_ctrl_c_ends_the_stage_and_the_next_run_takes_up(pretend):
 def test_the_smoke_flow(tmp_path, monkeypatch):
     """Real stages on tiny data, the whole DAG twice."""
     monkeypatch.delenv("MALMM_ENVS", raising=False)
-    done = subprocess.run([sys.executable, "-m", "flows", "smoke", "--store", str(tmp_path / "store")], cwd=ROOT,
-                          capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-m", "flows", "smoke", "--store", str(tmp_path / "store")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout)
     assert result["seconds"]["first"] + result["seconds"]["second"] < 180 and "mrr" in result["scores"]

@@ -24,13 +24,16 @@ def run_all(pretend):
         assert ProcessRunner().run(step.request, lambda event: None) == 0
 
 
-@pytest.mark.parametrize("override, changed", [
-    ("evaluate.beams=2", {"evaluate"}),
-    ("finetune.lr=0.5", {"finetune", "evaluate"}),
-    ("embed_imagebind.seed=3", {"embed_imagebind", "finetune", "evaluate"}),
-    ("finetune.checkpoint_every=7", set()),
-    ("device=cpu", set()),
-])
+@pytest.mark.parametrize(
+    "override, changed",
+    [
+        ("evaluate.beams=2", {"evaluate"}),
+        ("finetune.lr=0.5", {"finetune", "evaluate"}),
+        ("embed_imagebind.seed=3", {"embed_imagebind", "finetune", "evaluate"}),
+        ("finetune.checkpoint_every=7", set()),
+        ("device=cpu", set()),
+    ],
+)
 def test_a_field_changes_the_keys_of_its_stage_and_of_what_follows(pretend, override, changed):
     before, after = steps(pretend), steps(pretend, override)
     assert {stage for stage in before if before[stage].key != after[stage].key} == changed

@@ -108,14 +108,26 @@ def test_a_stage_dies_with_its_orchestrator(tmp_path):
     huge.touch()
     os.truncate(huge, 200 << 30)
     (tmp_path / "images").mkdir()
-    request = {"stage": "ingest", "store": str(tmp_path / "store"),
-               "config": {"annotations": {"val": str(huge)}, "images": str(tmp_path / "images")}}
-    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent("""
+    request = {
+        "stage": "ingest",
+        "store": str(tmp_path / "store"),
+        "config": {"annotations": {"val": str(huge)}, "images": str(tmp_path / "images")},
+    }
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            textwrap.dedent("""
         import json, sys
         from flows.runners import ProcessRunner
         from stages.contract import Request
         ProcessRunner().run(Request(**json.loads(sys.argv[1])), print)
-    """), json.dumps(request)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    """),
+            json.dumps(request),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     try:
         child = _wait_for(lambda: _children(parent.pid, "stages.ingest"))[0]
         _wait_for(lambda: _reads(child, huge))

@@ -47,7 +47,7 @@ def test_a_field_changes_the_key_exactly_when_it_changes_the_output(stage, name)
         config = config.model_copy(update={name: Path("/weights.pth")})
     field = type(config).model_fields[name]
     changed = config.model_copy(update={name: another(name, getattr(config, name), field.annotation)})
-    inputs = {kind: "ab" * 32 for kind in config.INPUTS}
+    inputs = dict.fromkeys(config.INPUTS, "ab" * 32)
     keys = [key_of(record_of(c, inputs, {"a source": "cd"})) for c in (config, changed)]
     if type(config).in_key(name) == "yes":
         assert keys[0] != keys[1]
@@ -58,7 +58,7 @@ def test_a_field_changes_the_key_exactly_when_it_changes_the_output(stage, name)
 @pytest.mark.parametrize("stage", STAGES)
 def test_inputs_sources_libraries_and_items_are_in_the_record(stage):
     config = valid(stage)
-    inputs = {kind: "ab" * 32 for kind in config.INPUTS}
+    inputs = dict.fromkeys(config.INPUTS, "ab" * 32)
     record = record_of(config, inputs, {"a": "cd"}, ["one"])
     assert record["inputs"] == inputs and record["sources"] == {"a": "cd"} and record["only"] == ["one"]
     assert set(record["libraries"]) == set(config.LIBRARIES) and all(record["libraries"].values())

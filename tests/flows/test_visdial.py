@@ -36,8 +36,13 @@ evaluate:
 def test_real_dialogues_from_annotations_to_a_report(shared, tmp_path):
     in_finetune_environment("demo.tiny_language_model", tmp_path / "llm")
     config = tmp_path / "six.yaml"
-    config.write_text(CONFIG.format(here=tmp_path, images=shared("data/visdial/images"),
-                                    annotations=shared("data/visdial/visdial_with_images.json")))
+    config.write_text(
+        CONFIG.format(
+            here=tmp_path,
+            images=shared("data/visdial/images"),
+            annotations=shared("data/visdial/visdial_with_images.json"),
+        )
+    )
     steps = plan(load(config))
     for step in steps.values():
         events: list = []

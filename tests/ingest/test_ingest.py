@@ -12,12 +12,23 @@ from tests.stage_command import run_stage
 def annotations(dialogues: int = 2, split: str = "val", **changes) -> dict:
     """A small file in VisDial's official schema; `changes` replace fields of the first turn of dialogue 0."""
     answers = [f"answer {i}" for i in range(120)]
-    dialogs = [{"image_id": 10 + d, "caption": f"picture {d}", "dialog": [
-        {"question": d * 10 + t, "answer": t, "answer_options": list(range(t, t + 100)), "gt_index": 0}
-        for t in range(10)]} for d in range(dialogues)]
+    dialogs = [
+        {
+            "image_id": 10 + d,
+            "caption": f"picture {d}",
+            "dialog": [
+                {"question": d * 10 + t, "answer": t, "answer_options": list(range(t, t + 100)), "gt_index": 0}
+                for t in range(10)
+            ],
+        }
+        for d in range(dialogues)
+    ]
     dialogs[0]["dialog"][0] |= changes
-    return {"version": "1.0", "split": f"{split}2018", "data": {
-        "questions": [f"question {i}" for i in range(10 * dialogues)], "answers": answers, "dialogs": dialogs}}
+    return {
+        "version": "1.0",
+        "split": f"{split}2018",
+        "data": {"questions": [f"question {i}" for i in range(10 * dialogues)], "answers": answers, "dialogs": dialogs},
+    }
 
 
 @pytest.fixture
@@ -42,8 +53,10 @@ def test_samples_have_everything_a_model_is_asked_with(place, tmp_path):
     assert table.schema.equals(SAMPLES) and len(table) == 20
     row = table.slice(12, 1).to_pylist()[0]
     assert row["sample"] == "val/11/2" and row["question"] == "question 12" and row["answer"] == "answer 2"
-    assert row["history"] == [{"question": "question 10", "answer": "answer 0"},
-                              {"question": "question 11", "answer": "answer 1"}]
+    assert row["history"] == [
+        {"question": "question 10", "answer": "answer 0"},
+        {"question": "question 11", "answer": "answer 1"},
+    ]
     assert row["candidates"][row["gt_index"]] == row["answer"] and len(row["candidates"]) == 100
     assert row["media_path"] == "VisualDialog_val2018/VisualDialog_val2018_000000000011.jpg"
     assert artifact.manifest["counts"]["done"] == 2
@@ -71,14 +84,17 @@ def test_missing_images_fail_and_are_listed_unless_allowed(place, tmp_path):
     assert artifact.read_table("samples.parquet")["media"].null_count == 10
 
 
-@pytest.mark.parametrize("data, said", [
-    ("{not json", "is not JSON"),
-    ({"data": {}}, "no data.dialogs"),
-    (annotations(split="test"), "the config gives it as 'val'"),
-    (annotations(question=99), "val/10"),
-    (annotations(gt_index=100), "gt_index 100 is outside"),
-    (annotations(answer_options=[500]), "answer option is outside"),
-])
+@pytest.mark.parametrize(
+    "data, said",
+    [
+        ("{not json", "is not JSON"),
+        ({"data": {}}, "no data.dialogs"),
+        (annotations(split="test"), "the config gives it as 'val'"),
+        (annotations(question=99), "val/10"),
+        (annotations(gt_index=100), "gt_index 100 is outside"),
+        (annotations(answer_options=[500]), "answer option is outside"),
+    ],
+)
 def test_bad_annotations_are_refused_with_the_file_and_the_place(place, tmp_path, data, said):
     failed = run_stage("ingest", place(data), tmp_path / "store")
     assert failed.code == 65 and said in failed.message and "val.json" in failed.message
@@ -89,8 +105,11 @@ def test_what_is_odd_is_counted_and_kept(place, tmp_path):
     data["data"]["dialogs"].append(data["data"]["dialogs"][1])
     artifact = run_stage("ingest", place(data), tmp_path / "store").artifact(tmp_path / "store")
     assert artifact.read_json("checks.json")["counts"] == {
-        "dialogues repeated word for word": 1, "images in several folders": 0, "missing images": 0,
-        "turns whose gt_index is not the answer": 1}
+        "dialogues repeated word for word": 1,
+        "images in several folders": 0,
+        "missing images": 0,
+        "turns whose gt_index is not the answer": 1,
+    }
 
 
 def test_a_link_out_of_the_image_root_is_refused(place, tmp_path):
@@ -108,12 +127,16 @@ def test_only_makes_an_artifact_of_its_own(place, tmp_path):
     assert nothing.code == 65 and "val/99" in nothing.message
 
 
-@pytest.mark.parametrize("name, dialogues", [("visdial_1.0_val_50dialogs.json", 50),
-                                             ("visdial_1.0_val_97dialogs.json", 97)])
+@pytest.mark.parametrize(
+    "name, dialogues", [("visdial_1.0_val_50dialogs.json", 50), ("visdial_1.0_val_97dialogs.json", 97)]
+)
 def test_real_visdial_goes_through_whole(shared, tmp_path, name, dialogues):
     dense = shared("data/visdial/visdial_1.0_val_97dialogs_dense_annotations.json")
-    config = {"annotations": {"val": str(shared("data/visdial") / name)}, "images": str(tmp_path),
-              "allow_missing": True} | ({"dense": {"val": str(dense)}} if dialogues == 97 else {})
+    config = {
+        "annotations": {"val": str(shared("data/visdial") / name)},
+        "images": str(tmp_path),
+        "allow_missing": True,
+    } | ({"dense": {"val": str(dense)}} if dialogues == 97 else {})
     artifact = run_stage("ingest", config, tmp_path / "store").artifact(tmp_path / "store")
     table = artifact.read_table("samples.parquet")
     assert len(table) == dialogues * 10 and table["candidates"].null_count == 0

@@ -19,7 +19,9 @@ SMALL = ModelConfig(
 def batch(size: int = 3) -> Batch:
     generator = torch.Generator().manual_seed(3)
     samples = [
-        Sample(f"is it red {'very ' * i}?", i, "a circle", (("is it big ?", "no"),) * i, "yes" if i % 2 else "a blue one")
+        Sample(
+            f"is it red {'very ' * i}?", i, "a circle", (("is it big ?", "no"),) * i, "yes" if i % 2 else "a blue one"
+        )
         for i in range(size)
     ]
     return Batch(samples, torch.randn(size, 8, generator=generator), torch.randn(size, 6, generator=generator).half())
@@ -71,7 +73,11 @@ def test_weights_that_do_not_fit_are_refused_whole(tiny_llm):
     model = build_model(replace(SMALL, trainable=("imagebind_fc", "turn_pe")), tiny_llm)
     state = model.trained_state()
     before = {name: value.clone() for name, value in state.items()}
-    wrong = {"connector.imagebind_fc.weight": torch.zeros(2, 2), "connector.imagebind_fc.bias": torch.ones(12), "x": torch.ones(1)}
+    wrong = {
+        "connector.imagebind_fc.weight": torch.zeros(2, 2),
+        "connector.imagebind_fc.bias": torch.ones(12),
+        "x": torch.ones(1),
+    }
     with pytest.raises(ValueError) as caught:
         model.load_trained(wrong)
     assert "connector.imagebind_fc.weight: shape (2, 2), expected (12, 14)" in str(caught.value)

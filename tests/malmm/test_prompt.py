@@ -9,9 +9,7 @@ words = st.text("abc {}\n", max_size=12)
 
 def test_the_default_template():
     prompt = Template().render("is it red ?", "a circle", [("is it big ?", "no")])
-    assert prompt == Prompt(
-        "", "Caption: a circle\nQuestion: is it big ?\nAnswer: no\nQuestion: is it red ?\nAnswer:"
-    )
+    assert prompt == Prompt("", "Caption: a circle\nQuestion: is it big ?\nAnswer: no\nQuestion: is it red ?\nAnswer:")
 
 
 def test_visual_tokens_go_where_the_template_says():

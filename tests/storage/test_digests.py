@@ -41,7 +41,9 @@ def test_a_fact_is_computed_once_for_equal_content(tmp_path):
     assert len(calls) == 1
 
 
-@given(st.dictionaries(st.text(), st.text(alphabet="0123456789abcdef")), st.dictionaries(
-    st.text(), st.text(alphabet="0123456789abcdef")))
+@given(
+    st.dictionaries(st.text(), st.text(alphabet="0123456789abcdef")),
+    st.dictionaries(st.text(), st.text(alphabet="0123456789abcdef")),
+)
 def test_listings_collide_only_when_equal(one, other):
     assert (listing_digest(one.items()) == listing_digest(other.items())) == (one == other)

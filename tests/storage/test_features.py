@@ -49,7 +49,8 @@ def test_a_missing_item_is_an_error_that_names_it(store):
     with pytest.raises(MissingEmbedding):  # another modality has an index of its own
         bank.gather("vision", [text_digest("is it red")])
     assert bank.missing("text", [text_digest(t) for t in ("is it blue", "is it red", "is it blue")]) == [
-        text_digest("is it blue")]
+        text_digest("is it blue")
+    ]
 
 
 def test_zeros_are_stored_as_rows_and_not_as_holes(store):
@@ -125,5 +126,6 @@ def test_writers_side_by_side_lose_nothing(tmp_path):
     threads = [threading.Thread(target=write, args=(first,)) for first in (0, 30, 60)]
     [t.start() for t in threads]
     [t.join() for t in threads]
-    assert np.array_equal(FeatureBank(store, "encoder-1").gather("vision", [digest(i) for i in range(120)]),
-                          rows_of(list(range(120))))
+    assert np.array_equal(
+        FeatureBank(store, "encoder-1").gather("vision", [digest(i) for i in range(120)]), rows_of(list(range(120)))
+    )

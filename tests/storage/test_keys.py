@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from storage import canonical, differences, key_of
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3)
-                      | st.dictionaries(st.text(), inner, max_size=3), max_leaves=8)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=8
+)
 records = st.dictionaries(st.text(min_size=1), values, min_size=1, max_size=6)
 
 
@@ -31,7 +32,9 @@ def test_order_of_fields_does_not_matter(record, seed):
 @given(records, st.data())
 def test_any_change_of_a_field_changes_the_key(record, data):
     name = data.draw(st.sampled_from(sorted(record)))
-    other = data.draw(values.filter(lambda v: json.dumps(v, sort_keys=True) != json.dumps(record[name], sort_keys=True)))
+    other = data.draw(
+        values.filter(lambda v: json.dumps(v, sort_keys=True) != json.dumps(record[name], sort_keys=True))
+    )
     assert key_of(record | {name: other}) != key_of(record)
     assert key_of({n: v for n, v in record.items() if n != name}) != key_of(record)
 
@@ -52,6 +55,7 @@ def test_types_stay_distinct_and_what_json_cannot_say_is_refused():
         key_of({"a": {1: 2}})
     with pytest.raises(TypeError, match=r"record\.path: PosixPath"):
         from pathlib import Path
+
         key_of({"path": Path("x")})
 
 
