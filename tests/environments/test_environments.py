@@ -55,6 +55,10 @@ def test_dockerfiles_put_dependencies_before_code(name: str) -> None:
     assert text.rindex("USER ") > text.rindex("RUN ")
     entry = '["python", "-m", "flows"]' if name == "orchestrator" else f'["python", "-m", "stages.{name}"]'
     assert f"ENTRYPOINT {entry}" in text
+    lock = f"envs/{name}/requirements.txt"  # where stages/identity.py reads versions, in an image too
+    assert re.search(rf"^COPY {lock} .*envs/{name}/$", text, re.MULTILINE) and f"-r {lock}" in text
+    has_overrides = (ENVS / name / "overrides.txt").exists()
+    assert has_overrides == (f"--override envs/{name}/overrides.txt" in text)
     uv = pins(ENVS / "orchestrator" / "requirements.txt")["uv"]
     assert f"uv=={uv}" in text
 
