@@ -45,4 +45,4 @@ class EvaluateConfig(StageConfig):
     )
     device: How[Literal["auto", "cpu", "cuda"]] = Field("auto", description="where the model runs")
     batch: How[int] = Field(8, ge=1, description="samples generated at a time")
-    candidates_at_once: How[int] = Field(32, ge=1, description="candidates ranked at a time")
+    candidates_at_once: How[int] = Field(128, ge=1, description="candidates ranked at a time")

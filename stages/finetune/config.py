@@ -1,14 +1,13 @@
 """Settings of finetune. Defaults of the model are the seed fork's; what trains is set by the recipe."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stages.config import How, SourceDir, StageConfig
 
 Part = Literal["imagebind_fc", "turn_pe", "ln_vision", "query_tokens", "qformer", "qformer_words", "llm_proj", "lora"]
-OptionalSourceDir = Annotated[Path | None, SourceDir.__metadata__[0]]
 
 # A recipe is a set of defaults; fields given in the config go before it.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -79,7 +78,7 @@ class FinetuneConfig(StageConfig):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="type of computation; bf16 is for GPUs")
     lora: LoraSizes | None = Field(None, description="adapters on the language model")
     qformer: QFormerSizes = Field(default_factory=QFormerSizes, description="sizes of the Q-Former")
-    text_tokenizer: OptionalSourceDir = Field(
+    text_tokenizer: SourceDir | None = Field(
         None, description="folder of the tokenizer of the Q-Former's text; by default the language model's"
     )
     max_text_tokens: int = Field(128, ge=1, description="longest question for the Q-Former, in tokens")
