@@ -291,13 +291,13 @@ def _map_shard(array: zarr.Array, folder: Path) -> np.ndarray | None:
 
 
 def orphans(store: Store) -> list[str]:
-    """Shards that no index part names: what a writer killed between the two left. Safe to delete when none runs."""
+    """What killed writers left: shards that no index part names, and files that never got their name.
+
+    Safe to delete when nothing runs on the store.
+    """
     found = []
     for encoder in store.list("features"):
         named = {name.removesuffix(".parquet") for name in store.list(f"features/{encoder}/index")}
-        found += [
-            f"features/{encoder}/shards/{name}"
-            for name in store.list(f"features/{encoder}/shards")
-            if name.removesuffix(".zarr") not in named
-        ]
-    return found
+        shards = store.list(f"features/{encoder}/shards")
+        found += [f"features/{encoder}/shards/{name}" for name in shards if name.removesuffix(".zarr") not in named]
+    return found + store.unfinished()

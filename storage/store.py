@@ -96,6 +96,10 @@ class Store:
         names = sorted(entry.rstrip("/").rsplit("/", 1)[1] for entry in entries)
         return [name for name in names if not name.endswith(".tmp")]
 
+    def unfinished(self) -> list[str]:
+        """Files that a killed write left beside the name they were to have."""
+        return [name[len(self.root) + 1 :] for name in sorted(self.fs.find(self.root)) if name.endswith(".tmp")]
+
     def size(self, name: str) -> int:
         """Bytes of a file, or of all files below a folder."""
         return int(self.fs.du(self.path(name)))

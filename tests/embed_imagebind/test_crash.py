@@ -74,7 +74,7 @@ def start(store: Path, images: Path, key: str) -> StageProcess:
 
 def shard_bytes(store: Path, bank: FeatureBank) -> list[str]:
     """SHA-256 of the rows of every published shard, sorted: the ids differ from run to run, the bytes must not."""
-    shards = sorted(name.removesuffix(".parquet") for name in os.listdir(store / bank.folder / "index"))
+    shards = [name.removesuffix(".parquet") for name in bank.store.list(f"{bank.folder}/index")]
     return sorted(
         hashlib.sha256((store / bank.folder / f"shards/{s}.zarr/c/0/0").read_bytes()).hexdigest() for s in shards
     )

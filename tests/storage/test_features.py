@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage import MissingEmbedding, StorageError, Store
-from storage.features import FeatureBank, text_digest
+from storage.features import FeatureBank, orphans, text_digest
 
 
 def digest(i: int) -> str:
@@ -110,7 +110,11 @@ def test_a_shard_without_its_index_part_is_invisible(tmp_path):
     store = Store(tmp_path)
     bank = FeatureBank(store, "encoder-1")
     shard = bank.append("vision", [digest(1)], rows_of([1]))
+    assert orphans(store) == []
     store.delete(f"features/encoder-1/index/{shard}.parquet")
+    (tmp_path / "features/encoder-1/index/half.parquet.0123.tmp").write_bytes(b"half")
+    left = [f"features/encoder-1/shards/{shard}.zarr", "features/encoder-1/index/half.parquet.0123.tmp"]
+    assert orphans(store) == left
     assert FeatureBank(store, "encoder-1").missing("vision", [digest(1)]) == [digest(1)]
 
 
