@@ -7,13 +7,14 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any
-
-import pyarrow as pa
+from typing import IO, TYPE_CHECKING, Any
 
 from storage.errors import CorruptArtifact, MissingArtifact
 from storage.ledger import Ledger
 from storage.store import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 KINDS = ("samples", "frames", "features", "checkpoint", "report")
 MANIFEST, LEDGER_FILE, PARTIAL = "manifest.json", "ledger.parquet", "partial"

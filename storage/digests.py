@@ -11,7 +11,9 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+PathName = TypeVar("PathName", str, Path)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, inode INTEGER, sha256 TEXT)
@@ -20,7 +22,7 @@ CREATE TABLE IF NOT EXISTS facts (name TEXT, sha256 TEXT, value TEXT, PRIMARY KE
 """
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal, read in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -41,13 +43,15 @@ class Digests:
         """SHA-256 of one file's bytes. Raises FileNotFoundError."""
         return self.files([path])[path]
 
-    def files(self, paths: Iterable[Path], progress: Callable[[int, int], None] | None = None) -> dict[Path, str]:
+    def files(
+        self, paths: Iterable[PathName], progress: Callable[[int, int], None] | None = None
+    ) -> dict[PathName, str]:
         """SHA-256 of many files; only those that changed since the last time are read."""
         paths = list(paths)
         stats = {path: os.stat(path) for path in paths}
         names = {path: os.path.abspath(path) for path in paths}
         known = self._known(sorted(set(names.values())))
-        digests: dict[Path, str] = {}
+        digests: dict[PathName, str] = {}
         fresh: list[tuple[str, int, int, int, str]] = []
         for position, path in enumerate(paths):
             stat, name = stats[path], names[path]

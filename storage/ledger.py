@@ -1,10 +1,12 @@
 """The ledger: one row an item, so that a failed item is recorded and never replaced or dropped."""
 
+from __future__ import annotations
+
 from collections import Counter
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
-from storage.tables import LEDGER
+if TYPE_CHECKING:  # see store.py
+    import pyarrow as pa
 
 STATUSES = ("done", "reused", "failed", "skipped")
 
@@ -38,6 +40,10 @@ class Ledger:
 
     def table(self) -> pa.Table:
         """The LEDGER table, sorted by id. Reused and skipped items were not attempted in this run."""
+        import pyarrow as pa
+
+        from storage.tables import LEDGER
+
         rows = []
         for id in sorted(self._rows):
             status, error, message, seconds = self._rows[id]

@@ -9,11 +9,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
+
+if TYPE_CHECKING:  # Arrow takes a third of a second to import, and `malmm status` reads no table
+    import pyarrow as pa
 
 
 class Store:
@@ -46,6 +47,8 @@ class Store:
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Read one Parquet file. `columns` reads only those."""
+        import pyarrow.parquet as pq
+
         if self.local is not None:
             return pq.read_table(self.path(name), columns=columns, memory_map=True, partitioning=None)
         with self.fs.open(self.path(name), "rb") as file:
@@ -60,6 +63,8 @@ class Store:
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write one Parquet file (zstd; the same table always gives the same bytes)."""
+        import pyarrow.parquet as pq
+
         with self.create(name) as file:
             # Candidate answers repeat a hundred times each: a large dictionary page keeps them as integers.
             pq.write_table(table, file, compression="zstd", dictionary_pagesize_limit=1 << 26)

@@ -54,9 +54,10 @@ class IngestConfig(StageConfig):
                 lambda path=path: media_of(parse(path.read_bytes(), str(path))),
             )
             entries += [(split, image, root.find(split, image, file)) for image, file in wanted]
-        hashed = digests.files({root.path / relative for _, _, relative in entries if relative})
+        below = f"{root.path}/"  # strings: a Path for every image takes longer than looking its digest up
+        hashed = digests.files({below + relative for _, _, relative in entries if relative})
         found["images"] = listing_digest(
-            (f"{split}/{image}/{relative}", hashed[root.path / relative] if relative else "missing")
+            (f"{split}/{image}/{relative}", hashed[below + relative] if relative else "missing")
             for split, image, relative in entries
         )
         return found
