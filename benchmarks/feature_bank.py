@@ -39,7 +39,7 @@ def write(folder: Path, rows: np.ndarray, digests: list[str]) -> dict[str, Any]:
     """Each round writes into new places: bank0, bank1, ..."""
     say("write")
     begins = range(0, ROWS, SHARD)
-    places = {name: (folder / f"{name}{number}" for number in range(100)) for name in ("bank", "npy", "pt")}
+    places = {name: iter([folder / f"{name}{number}" for number in range(9)]) for name in ("bank", "npy", "pt")}
 
     def bank() -> None:
         target = FeatureBank(Store(next(places["bank"])), "bench")
