@@ -280,7 +280,7 @@ def _start_prefect() -> None:
     for name, value in {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # a cold database takes half a minute
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "400",  # a cold database takes half a minute or more
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         "PREFECT_CLIENT_MAX_RETRIES": "10",

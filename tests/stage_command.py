@@ -41,7 +41,7 @@ def run_stage(
     config: dict[str, Any],
     store: Path,
     inputs: dict[str, str] | None = None,
-    timeout: float = 300,
+    timeout: float = 800,
     **more: Any,
 ) -> Outcome:
     """Run `python -m stages.<stage> run -` in this environment and wait for its end."""

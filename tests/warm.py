@@ -58,6 +58,6 @@ class StageProcess:
         self.process.join()
 
     def outcome(self) -> Outcome:
-        self.process.join(300)
+        self.process.join(800)
         assert self.process.exitcode is not None, "the stage did not end"
         return Outcome(self.process.exitcode, self.events(), "")
