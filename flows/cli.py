@@ -56,13 +56,13 @@ def status(config: Config, set: Overrides = []) -> None:
     """Say how each stage stands - fresh, stale and why, failed, missing - and run nothing."""
     from flows.config import store_url
     from flows.plan import plan, statuses
+    from flows.table import counted
     from storage import Store
 
     pipeline = _load(config, set)
     for status in statuses(plan(pipeline).values(), Store(store_url(pipeline))):
-        counts = ", ".join(f"{number} {name}" for name, number in status.counts.items() if number)
         typer.echo(
-            f"{status.step.stage:16s} {status.state:8s} {status.step.key[:12]}  {counts or '-'}"
+            f"{status.step.stage:16s} {status.state:8s} {status.step.key[:12]}  {counted(status.counts) or '-'}"
             f"{'  ' + status.why if status.why else ''}"
         )
         for warning in status.warnings:
@@ -109,17 +109,17 @@ def stage(
 @artifacts.command("ls")
 def artifacts_ls(store: StoreUrl = "store", kind: Annotated[str, typer.Option(help="only this kind")] = "") -> None:
     """List the artifacts of a store, newest first."""
+    from flows.table import counted
     from storage import Store, published
     from storage.artifacts import KINDS
 
     _known([kind] if kind else [], KINDS)
     for artifact in (a for k in KINDS if kind in ("", k) for a in published(Store(store), k)):
         about = artifact.manifest
-        counts = ", ".join(f"{number} {name}" for name, number in about["counts"].items() if number)
         size = sum(file["bytes"] for file in about["files"].values())
         typer.echo(
             f"{artifact.kind:10s} {artifact.key[:12]}  {about['created'][:19]}  {size / 1e6:9.2f} MB  "
-            f"{about['label']:16s} {counts}"
+            f"{about['label']:16s} {counted(about['counts'])}"
         )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from flows import environments, weights
+from storage.digests import sha256_of
 
 _CONTRACT = ("storage", "storage.features", "stages.contract")
 # What each stage imports at run time, by module name.
@@ -209,7 +210,7 @@ def weight_files(files: Mapping[str, Path]) -> list[Check]:
         elif path.stat().st_size != known.size:
             found = f"{path} has {path.stat().st_size:,} bytes, not {known.size:,}"
             checks.append(Check("weights", name, "failed", found, mend))
-        elif (digest := weights.file_sha256(path)) != known.sha256:
+        elif (digest := sha256_of(path)) != known.sha256:
             found = f"{path} has SHA-256 {digest}, pinned is {known.sha256}"
             checks.append(Check("weights", name, "failed", found, mend))
         else:

@@ -16,7 +16,7 @@ from flows.config import load, store_url
 from flows.plan import Step, plan
 from flows.progress import Progress
 from flows.runners import ProcessRunner, Runner
-from flows.table import rows
+from flows.table import counted, rows
 from storage import Artifact, Store, is_published
 
 MAY_PASS_LATER = 75
@@ -84,8 +84,7 @@ def run_stage(step: Step, runner: Runner) -> State:
             key=f"{step.stage.replace('_', '-')}-artifact",
             description=f"What {step.stage} made",
         )
-    counts = ", ".join(f"{number} {status}" for status, number in artifact.manifest["counts"].items() if number)
-    return Completed(message=f"{step.kind} {step.key[:12]}: {counts}")
+    return Completed(message=f"{step.kind} {step.key[:12]}: {counted(artifact.manifest['counts'])}")
 
 
 @task(persist_result=False, task_run_name="metrics")

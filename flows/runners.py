@@ -12,14 +12,13 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol
 
 from flows import environments
 from stages.contract import Request
 
 Event = dict[str, Any]
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = environments.REPO
 
 
 class Runner(Protocol):

@@ -1,4 +1,4 @@
-"""Scores as a table: for the terminal, and as rows for Prefect."""
+"""Scores as a table, for the terminal and as rows for Prefect; counts of items in words."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +20,11 @@ def scores(metrics: Mapping[str, Any]) -> str:
     lines = ["  ".join(column.ljust(width[column]) for column in columns)]
     lines += ["  ".join(row[column].ljust(width[column]) for column in columns) for row in table]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Items by status in words: "12 done, 3 reused"; empty where there are none."""
+    return ", ".join(f"{number} {status}" for status, number in counts.items() if number)
 
 
 def _cell(score: Mapping[str, float | None] | None) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+from flows.table import counted
 from storage import Artifact
 
 Event = dict[str, Any]
@@ -49,9 +50,9 @@ class Terminal:
                 self.say(self.cause, "error")
             case "done":
                 self._close_bar()
-                counts = ", ".join(f"{number} {status}" for status, number in event["counts"].items() if number)
                 seconds = time.monotonic() - self._started
-                self.say(f"{event['kind']} {event['key'][:12]} made in {seconds:.0f} s: {counts or 'no items'}")
+                made = counted(event["counts"]) or "no items"
+                self.say(f"{event['kind']} {event['key'][:12]} made in {seconds:.0f} s: {made}")
 
     def reused(self, artifact: Artifact) -> None:
         """The artifact was there: nothing ran."""

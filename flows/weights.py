@@ -7,7 +7,6 @@ name appears by a rename, after the digest was checked: a file under that name i
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import re
@@ -19,8 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parent.parent
-FOLDER = REPO / "weights"  # the default place, ignored by git
+from flows import environments
+from storage.digests import sha256_of
+
+FOLDER = environments.REPO / "weights"  # the default place, ignored by git
 _BLOCK = 1 << 20
 _TRIES = 5  # failures in a row, with not one byte between them
 _TIMEOUT = 60  # seconds without a byte
@@ -69,12 +70,6 @@ def known(name: str) -> Weights:
     return KNOWN[name]
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def fetch(url: str, sha256: str, to: Path, progress: Progress = lambda done, total: None, pause: float = 1.0) -> Path:
     """Downloads `url` to the file `to`, verified against `sha256`; returns `to`.
 
@@ -89,7 +84,7 @@ def fetch(url: str, sha256: str, to: Path, progress: Progress = lambda done, tot
     if not url.startswith(("https://", "http://")):
         raise WeightsFailed(f"{url}: only http and https are fetched; a local file needs no fetching")
     if to.exists():
-        found = file_sha256(to)
+        found = sha256_of(to)
         if found == sha256:
             return to
         raise WeightsFailed(
@@ -100,7 +95,7 @@ def fetch(url: str, sha256: str, to: Path, progress: Progress = lambda done, tot
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         _download_all(url, part, progress, pause)
-        found = file_sha256(part)
+        found = sha256_of(part)
     except OSError as error:
         raise WeightsFailed(f"{part} could not be written: {error}") from error
     if found != sha256:

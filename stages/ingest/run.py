@@ -38,10 +38,12 @@ def run(job: Job) -> None:
             where = {(d.image, d.file): root.find(split, d.image, d.file) for d in found.dialogues}
             absent = sorted({MediaRoot.expected(split, *pair) for pair, relative in where.items() if relative is None})
             missing += absent
-            media = Digests().files(
-                {root.path / r for r in where.values() if r},
+            below = f"{root.path}/"
+            hashed = Digests().files(
+                {below + r for r in where.values() if r},
                 lambda done, of, split=split: job.progress(done, of, f"images of {split}"),
             )
+            media = {path.removeprefix(below): digest for path, digest in hashed.items()}
             counts.update(found.oddities)
             counts["images in several folders"] += sum(
                 len(root.repeated.get(r.rsplit("/")[-1], ())) > 1 for r in where.values() if r
@@ -49,16 +51,7 @@ def run(job: Job) -> None:
             chosen = [d for d in _labelled(split, found.dialogues) if not job.only or d[0] in job.only]
             for begin in range(0, len(chosen), ROW_GROUP):
                 part = chosen[begin : begin + ROW_GROUP]
-                writer.write_table(
-                    _rows(
-                        split,
-                        part,
-                        found.answers,
-                        relevance,
-                        where,
-                        {str(p.relative_to(root.path)): digest for p, digest in media.items()},
-                    )
-                )
+                writer.write_table(_rows(split, part, found.answers, relevance, where, media))
                 for label, dialogue in part:
                     if where[dialogue.image, dialogue.file] is None:
                         job.ledger.skipped(label, "its image is missing")
