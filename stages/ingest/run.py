@@ -1,146 +1,168 @@
-"""The shell of ingest: annotation files and an image root in, the samples table out."""
+"""The shell of ingest: annotation files and media roots in, the samples table out."""
 
 from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.contract import BadInput, Job
 from stages.ingest.config import IngestConfig
-from stages.ingest.media import MediaRoot
-from stages.ingest.visdial import Annotations, Dialogue, dense_of, parse, read
+from stages.ingest.media import MediaRoot, expected
+from stages.ingest.records import Found, Wanted, parse
+from stages.ingest.rows import class_names, dialogue_rows, sample_rows, where
+from stages.ingest.visdial import dense_of
 from storage.digests import Digests
 from storage.tables import SAMPLES
 
-ROW_GROUP = 2_000  # dialogues: 20,000 rows, so that a reader of one split holds little
+ROW_GROUP = 2_000  # items: at most 20,000 rows of VisDial, so that a reader of one split holds little
+
+
+@dataclass
+class Notes:
+    """What is known of all splits at the end."""
+
+    rows: int = 0
+    counts: Counter = field(default_factory=Counter)
+    missing: set[tuple[str, str]] = field(default_factory=set)  # (kind, the name that was looked for first)
+    classes: set[str] = field(default_factory=set)
+    lengths: dict[str, int] = field(default_factory=dict)  # media path -> frames that the annotations claim
 
 
 def run(job: Job) -> None:
-    """Write samples.parquet and checks.json. Raises BadInput listing what is broken or missing."""
+    """Write samples.parquet, checks.json, and where the annotations tell them classes.json and frame_lengths.json.
+
+    Raises BadInput listing what is broken or missing.
+    """
     config: IngestConfig = job.config
-    root = MediaRoot(config.images)
-    counts: Counter = Counter()
-    missing: list[str] = []
-    total = 0
+    roots, notes = config.roots(), Notes()
     with (
         job.draft.create("samples.parquet") as file,
         pq.ParquetWriter(file, SAMPLES, compression="zstd", dictionary_pagesize_limit=1 << 26) as writer,
     ):
         for split, path in sorted(config.annotations.items()):
-            found = read(parse(path.read_bytes(), str(path)), split, str(path))
-            if found.broken:
-                said = "; ".join(f"{label}: {what}" for label, what in list(found.broken.items())[:5])
-                for label, what in found.broken.items():
-                    job.item_failed(label, BadInput(what))
-                raise BadInput(f"{path}: {len(found.broken)} dialogues cannot be read ({said})")
-            relevance = _relevance(config, split, found)
-            where = {(d.image, d.file): root.find(split, d.image, d.file) for d in found.dialogues}
-            absent = sorted({MediaRoot.expected(split, *pair) for pair, relative in where.items() if relative is None})
-            missing += absent
-            below = f"{root.path}/"
-            hashed = Digests().files(
-                {below + r for r in where.values() if r},
-                lambda done, of, split=split: job.progress(done, of, f"images of {split}"),
-            )
-            media = {path.removeprefix(below): digest for path, digest in hashed.items()}
-            counts.update(found.oddities)
-            counts["images in several folders"] += sum(
-                len(root.repeated.get(r.rsplit("/")[-1], ())) > 1 for r in where.values() if r
-            )
-            chosen = [d for d in _labelled(split, found.dialogues) if not job.only or d[0] in job.only]
-            for begin in range(0, len(chosen), ROW_GROUP):
-                part = chosen[begin : begin + ROW_GROUP]
-                writer.write_table(_rows(split, part, found.answers, relevance, where, media))
-                for label, dialogue in part:
-                    if where[dialogue.image, dialogue.file] is None:
-                        job.ledger.skipped(label, "its image is missing")
-                    else:
-                        job.ledger.done(label)
-                job.progress(begin + len(part), len(chosen), f"dialogues of {split}")
-            total += sum(len(d.turns) for _, d in chosen)
-    if missing and not config.allow_missing:
+            _ingest(job, config, roots, split, path, writer, notes)
+    if notes.missing and not config.allow_missing:
+        raise BadInput(_where_missing(config, notes.missing))
+    if not notes.rows:
+        files = ", ".join(str(path) for path in config.annotations.values())
         raise BadInput(
-            f"{len(missing)} images are not below {config.images}: {', '.join(missing[:5])}"
-            f"{', ...' if len(missing) > 5 else ''}; put them there, or set ingest.allow_missing: true"
+            f"no record of {files} is named {', '.join(sorted(job.only))}; its split goes before its name, as in val/10"
+            if job.only
+            else f"{files} have no record that is not left out"
         )
-    if not total:
-        raise BadInput(f"no dialogue is named {', '.join(sorted(job.only))}; ids look like val/185565")
-    counts["missing images"] = len(missing)
-    job.draft.write_json(
-        "checks.json", {"samples": total, "counts": dict(sorted(counts.items())), "missing_images": missing}
-    )
-    for what, number in sorted(counts.items()):
-        if number:
-            job.log(f"{number} {what}", level="warning")
+    notes.counts.update(f"missing {kind}s" for kind, _ in notes.missing)
+    counts = {what: number for what, number in sorted(notes.counts.items()) if number}
+    missing = sorted(name for _, name in notes.missing)
+    job.draft.write_json("checks.json", {"samples": notes.rows, "counts": counts, "missing_media": missing})
+    if notes.classes:
+        job.draft.write_json("classes.json", sorted(notes.classes))
+    if notes.lengths:
+        job.draft.write_json("frame_lengths.json", notes.lengths)
+    for what, number in counts.items():
+        job.log(f"{number} {what}", level="warning")
 
 
-def _labelled(split: str, dialogues: list[Dialogue]) -> list[tuple[str, Dialogue]]:
-    """Each dialogue with its id: "<split>/<image>", and "-2", "-3" for further dialogues on one image."""
-    seen: Counter = Counter()
-    labelled = []
-    for dialogue in dialogues:
-        seen[dialogue.image] += 1
-        again = f"-{seen[dialogue.image]}" if seen[dialogue.image] > 1 else ""
-        labelled.append((f"{split}/{dialogue.image}{again}", dialogue))
-    return labelled
+def _ingest(
+    job: Job,
+    config: IngestConfig,
+    roots: dict[str, MediaRoot],
+    split: str,
+    path: Path,
+    writer: pq.ParquetWriter,
+    notes: Notes,
+) -> None:
+    """One annotation file, from its bytes to rows and ledger."""
+    found = _read(job, config, split, path)
+    wanted = {item.wanted for item in found.items}
+    config.check_roots({one.kind for one in wanted})
+    places = {one: roots[one.kind].find(one) for one in wanted}
+    media = where(places, _digests(job, roots, places, split))
+    rows = sample_rows
+    if config.format == "visdial":
+        rows = partial(dialogue_rows, answers=found.answers, relevance=_relevance(config, split, found))
+    chosen = [item for item in found.items if not job.only or item.id in job.only]
+    for begin in range(0, len(chosen), ROW_GROUP):
+        part = chosen[begin : begin + ROW_GROUP]
+        table = rows(split, part, media)
+        writer.write_table(table)
+        notes.rows += len(table)
+        for item in part:
+            if places[item.wanted] is None:
+                job.ledger.skipped(item.id, f"its {item.wanted.kind} is missing")
+            else:
+                job.ledger.done(item.id)
+        job.progress(begin + len(part), len(chosen), f"records of {split}")
+    for id, reason in found.skipped.items():
+        if not job.only or id in job.only:
+            job.ledger.skipped(id, reason)
+    notes.missing |= {(one.kind, expected(one)) for one, relative in places.items() if relative is None}
+    notes.classes |= class_names(found.items)
+    notes.counts.update(found.oddities)
+    notes.counts.update(f"{one.kind}s in several folders" for one in wanted if roots[one.kind].has_several(one))
+    notes.counts["records left out, as by MA-LMM"] += len(found.skipped)
+    notes.counts["videos with two frame lengths"] += _add_lengths(notes.lengths, chosen, media)
 
 
-def _relevance(config: IngestConfig, split: str, found: Annotations) -> dict[tuple[int, int], list[float]]:
+def _read(job: Job, config: IngestConfig, split: str, path: Path) -> Found:
+    """One annotation file. Raises BadInput when it, or a record of it, cannot be read."""
+    found = config.described.read(parse(path.read_bytes(), str(path)), split, str(path), **config.settings)
+    if found.broken:
+        for id, what in found.broken.items():
+            job.item_failed(id, BadInput(what))
+        said = "; ".join(f"{id}: {what}" for id, what in list(found.broken.items())[:5])
+        raise BadInput(f"{path}: {len(found.broken)} records cannot be read ({said})")
+    return found
+
+
+def _digests(
+    job: Job, roots: dict[str, MediaRoot], places: dict[Wanted, str | None], split: str
+) -> dict[tuple[str, str], str]:
+    """(kind, path below its root) -> SHA-256 of every file that was found."""
+    digests = {}
+    for kind, root in roots.items():
+        below = f"{root.path}/"
+        hashed = Digests().files(
+            {below + relative for one, relative in places.items() if relative and one.kind == kind},
+            lambda done, of, kind=kind: job.progress(done, of, f"{kind}s of {split}"),
+        )
+        digests |= {(kind, path.removeprefix(below)): digest for path, digest in hashed.items()}
+    return digests
+
+
+def _add_lengths(lengths: dict[str, int], items: list[Any], media: Any) -> int:
+    """Note how many frames the annotations claim for each video; the number of videos with another claim before."""
+    differ: set[str] = set()
+    for item in items:
+        if (claimed := getattr(item, "frame_length", None)) is not None:
+            path, _ = media(item.wanted)
+            if lengths.setdefault(path, claimed) != claimed:
+                differ.add(path)
+    return len(differ)
+
+
+def _where_missing(config: IngestConfig, missing: set[tuple[str, str]]) -> str:
+    """What is said when media are missing: how many, below which folder, the first of them."""
+    said = []
+    for kind, folder in (("image", config.images), ("video", config.videos)):
+        if names := sorted(name for of, name in missing if of == kind):
+            first = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+            said.append(f"{len(names)} {kind}s are not below {folder}: {first}")
+    return f"{'; '.join(said)}; put them there, or set ingest.allow_missing: true"
+
+
+def _relevance(config: IngestConfig, split: str, found: Found) -> dict[tuple[int, int], list[float]]:
     """Dense annotations of a split, checked against its dialogues."""
     if split not in config.dense:
         return {}
     path = config.dense[split]
     dense = dense_of(parse(path.read_bytes(), str(path)), str(path))
-    sizes = {(d.image, t): len(turn.candidates or ()) for d in found.dialogues for t, turn in enumerate(d.turns)}
+    sizes = {(d.image, t): len(turn.candidates or ()) for d in found.items for t, turn in enumerate(d.turns)}
     for (image, turn), relevance in dense.items():
         if (size := sizes.get((image, turn))) is None:
             found.oddities["dense annotations of no known turn"] += 1
         elif size != len(relevance):
             raise BadInput(f"{path}: image {image} turn {turn} has {len(relevance)} relevances, {size} candidates")
     return dense
-
-
-def _rows(
-    split: str,
-    part: list[tuple[str, Dialogue]],
-    answers: list[str],
-    relevance: dict,
-    where: dict,
-    media: dict[str, str],
-) -> pa.Table:
-    """The SAMPLES rows of some dialogues."""
-    rows: dict[str, list] = {name: [] for name in SAMPLES.names if name != "candidates"}
-    options, offsets, absent = [], [0], []
-    for label, dialogue in part:
-        relative = where[dialogue.image, dialogue.file]
-        history: list[dict[str, str | None]] = []
-        for number, turn in enumerate(dialogue.turns):
-            values = (
-                f"{label}/{number}",
-                split,
-                "dialogue",
-                label,
-                media.get(relative),
-                relative or MediaRoot.expected(split, dialogue.image, dialogue.file),
-                number,
-                dialogue.caption,
-                list(history),
-                turn.question,
-                turn.answer,
-                turn.gt_index,
-                relevance.get((dialogue.image, number)),
-            )
-            for name, value in zip(rows, values, strict=True):
-                rows[name].append(value)
-            options.extend(turn.candidates or ())
-            offsets.append(len(options))
-            absent.append(turn.candidates is None)
-            history.append({"question": turn.question, "answer": turn.answer})
-    pool = pa.array(answers, pa.string()).take(pa.array(np.asarray(options, np.int64)))
-    candidates = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pool, mask=pa.array(absent))
-    columns = {
-        name: candidates if name == "candidates" else pa.array(rows[name], SAMPLES.field(name).type)
-        for name in SAMPLES.names
-    }
-    return pa.table(columns, schema=SAMPLES)

@@ -4,14 +4,20 @@ Das et al., "Visual Dialog" (CVPR 2017); the official schema is described at vis
 inline layout (a list of dialogues with their texts inside, as chat-based retrieval sets publish them) is read too.
 """
 
-from collections import Counter
+import posixpath
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from stages.errors import BadInput
+from stages.ingest.records import Found, Wanted
+
+# VisDial v1.0: train images come from both halves of COCO 2014, val and test have pictures of their own.
+IMAGE_NAMES = {
+    "train": ("COCO_train2014_{:012d}", "COCO_val2014_{:012d}"),
+    "val": ("VisualDialog_val2018_{:012d}",),
+    "test": ("VisualDialog_test2018_{:012d}",),
+}
 
 
 @dataclass(frozen=True)
@@ -26,45 +32,35 @@ class Turn:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """One image with its caption and rounds. `file`: the image's own name, in the inline layout alone."""
+    """One image with its caption and rounds. `id`: "<split>/<image>", then "-2", "-3" for more of one image."""
 
+    id: str
     image: int
+    wanted: Wanted
     caption: str
     turns: tuple[Turn, ...]
-    file: str | None = None
 
 
-@dataclass
-class Annotations:
-    """One annotation file: dialogues in order, its pool of answers, and what was odd about it."""
-
-    dialogues: list[Dialogue]
-    answers: list[str]
-    oddities: Counter = field(default_factory=Counter)
-    broken: dict[str, str] = field(default_factory=dict)  # dialogue -> what is wrong with it
+def wanted(split: str, image: int, file: str | None) -> Wanted:
+    """The image's own file name (in the inline layout alone), or the names that VisDial gives to this number."""
+    return Wanted("image", (posixpath.basename(file),) if file else tuple(n.format(image) for n in IMAGE_NAMES[split]))
 
 
-def parse(data: bytes, name: str) -> Any:
-    """JSON of an annotation file. Raises BadInput naming the file."""
-    try:
-        return orjson.loads(data)
-    except ValueError as error:
-        raise BadInput(f"{name} is not JSON ({error}): fetch or unpack it again") from None
-
-
-def media_of(data: Any) -> list[tuple[int, str | None]]:
-    """(image number, own file name or None) of every dialogue, each once, in order."""
+def media_of(data: Any, split: str) -> list[Wanted]:
+    """What every dialogue is about, each once, in order; much faster than reading the dialogues."""
     listed = (
         data if isinstance(data, list) else data.get("data", {}).get("dialogs", []) if isinstance(data, dict) else []
     )
-    pairs = ((d.get("image_id"), d.get("file")) for d in listed if isinstance(d, dict))
-    return list(dict.fromkeys(pair for pair in pairs if isinstance(pair[0], int)))
+    pairs = dict.fromkeys((d.get("image_id"), d.get("file")) for d in listed if isinstance(d, dict))
+    named = ((image, file) for image, file in pairs if isinstance(image, int) and isinstance(file, str | None))
+    return [wanted(split, image, file) for image, file in named]
 
 
-def read(data: Any, split: str, name: str) -> Annotations:
-    """All dialogues of one file. Raises BadInput when it is no VisDial v1.0 file or of another split.
+def read(data: Any, split: str, name: str) -> Found:
+    """All dialogues of one file, and its pool of answers; `found.items` are Dialogue.
 
-    A dialogue that cannot be read is listed in `broken` and the others go on.
+    Raises BadInput when it is no VisDial v1.0 file, or one of another split. A dialogue that cannot be read is listed
+    in `broken` and the others go on.
     """
     if isinstance(data, list):
         return _collect(data, [], lambda d: _inline(d), split)
@@ -100,30 +96,33 @@ def dense_of(data: Any, name: str) -> dict[tuple[int, int], list[float]]:
         ) from None
 
 
-def _collect(listed: list[Any], answers: list[str], build: Any, split: str) -> Annotations:
-    found = Annotations([], answers)
-    seen: dict[int, list[Dialogue]] = {}
+def _collect(listed: list[Any], answers: list[str], build: Any, split: str) -> Found:
+    found = Found(answers=answers)
+    seen: dict[int, list[tuple]] = {}
     for position, raw in enumerate(listed):
         image = raw.get("image_id") if isinstance(raw, dict) else None
         label = f"{split}/{image if isinstance(image, int) else f'entry {position}'}"
         try:
-            dialogue = build(raw)
+            said = (*_about(raw, split), tuple(build(raw)))
+            _check_turns(said[-1])
         except (KeyError, TypeError, IndexError, ValueError) as error:
             found.broken[label] = f"{type(error).__name__}: {error}"
             continue
-        if dialogue in seen.get(dialogue.image, ()):
+        before = seen.setdefault(image, [])
+        if said in before:
             found.oddities["dialogues repeated word for word"] += 1
             continue
-        if dialogue.image in seen:
+        if before:
             found.oddities["images with several dialogues"] += 1
-        seen.setdefault(dialogue.image, []).append(dialogue)
-        found.dialogues.append(dialogue)
+        before.append(said)
+        again = f"-{len(before)}" if len(before) > 1 else ""
+        dialogue = Dialogue(f"{label}{again}", *said)
+        found.items.append(dialogue)
         found.oddities.update(_oddities(dialogue, answers))
     return found
 
 
-def _official(raw: dict[str, Any], questions: list[str], answers: list[str]) -> Dialogue:
-    turns = []
+def _official(raw: dict[str, Any], questions: list[str], answers: list[str]) -> Iterator[Turn]:
     for number, round_ in enumerate(raw["dialog"]):
         if "question" not in round_:
             continue  # the test split ends where the question to answer is
@@ -133,28 +132,29 @@ def _official(raw: dict[str, Any], questions: list[str], answers: list[str]) -> 
         if gt is not None and not 0 <= gt < len(options or ()):
             raise ValueError(f"turn {number}: gt_index {gt} is outside its {len(options or ())} answer options")
         answer = round_.get("answer")
-        turns.append(
-            Turn(
-                _text(questions, round_["question"], number),
-                None if answer is None else _text(answers, answer, number),
-                None if options is None else tuple(options),
-                gt,
-            )
+        yield Turn(
+            _text(questions, round_["question"], number),
+            None if answer is None else _text(answers, answer, number),
+            None if options is None else tuple(options),
+            gt,
         )
-    return _dialogue(raw, turns, None)
 
 
-def _inline(raw: dict[str, Any]) -> Dialogue:
-    turns = [Turn(str(r["question"]), None if r.get("answer") is None else str(r["answer"])) for r in raw["dialog"]]
-    return _dialogue(raw, turns, raw.get("file"))
+def _inline(raw: dict[str, Any]) -> Iterator[Turn]:
+    for r in raw["dialog"]:
+        yield Turn(str(r["question"]), None if r.get("answer") is None else str(r["answer"]))
 
 
-def _dialogue(raw: dict[str, Any], turns: list[Turn], file: str | None) -> Dialogue:
-    if not isinstance(raw["image_id"], int) or raw["image_id"] < 0:
-        raise ValueError(f"image_id {raw['image_id']!r} is no number")
+def _about(raw: dict[str, Any], split: str) -> tuple[int, Wanted, str]:
+    image = raw["image_id"]
+    if not isinstance(image, int) or image < 0:
+        raise ValueError(f"image_id {image!r} is no number")
+    return image, wanted(split, image, raw.get("file")), str(raw["caption"])
+
+
+def _check_turns(turns: tuple[Turn, ...]) -> None:
     if not 1 <= len(turns) <= 10:
         raise ValueError(f"{len(turns)} turns; VisDial has 1 to 10")
-    return Dialogue(raw["image_id"], str(raw["caption"]), tuple(turns), file)
 
 
 def _text(pool: list[str], index: int, turn: int) -> str:
