@@ -43,6 +43,7 @@ class StageConfig(BaseModel):
     VERSION: ClassVar[int]  # raised when the stage's output changes
     KIND: ClassVar[str]  # the kind of artifact it makes
     INPUTS: ClassVar[tuple[str, ...]] = ()  # the kinds it reads
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()  # the kinds it reads where the pipeline makes them
     LIBRARIES: ClassVar[tuple[str, ...]] = ()  # packages whose versions change the output
     CODE: ClassVar[tuple[str, ...]] = ()  # folders whose sources make the output, beside stages/<STAGE>
 

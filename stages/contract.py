@@ -25,7 +25,7 @@ from stages.config import How, SourceDir, SourceFile, StageConfig
 from stages.errors import BadInput, StageError, TryAgain, WrongConfig
 from stages.events import Events
 from stages.identity import check_libraries, code_digest, record_of
-from storage import Artifact, Draft, Ledger, StorageError, Store, is_published, key_of
+from storage import Artifact, Draft, Ledger, StorageError, Store, is_current, is_published, key_of
 from storage.digests import Digests
 
 __all__ = [
@@ -47,6 +47,7 @@ class Request(BaseModel):
     """One run of one stage. `inputs`: kind -> key. `only`: work on these items alone (and so under another key).
 
     `sources`: digests of outside bytes where the caller has them already; else the stage hashes them.
+    `force`: make the artifact again from nothing. `retry_failed`: try the items again that failed before.
     `label`: the pipeline's name, kept in the manifest for people.
     """
 
@@ -59,6 +60,7 @@ class Request(BaseModel):
     sources: dict[str, str] | None = None
     only: tuple[str, ...] = ()
     force: bool = False
+    retry_failed: bool = False
     label: str = ""
 
 
@@ -67,10 +69,14 @@ class Job:
 
     def __init__(self, request: Request, config: StageConfig, store: Store, key: str, events: Events):
         self.request, self.config, self.store, self.key = request, config, store, key
-        self.inputs = {kind: Artifact(store, kind, request.inputs[kind]) for kind in config.INPUTS}
+        kinds = [kind for kind in (*config.INPUTS, *config.OPTIONAL) if kind in request.inputs]
+        self.inputs = {kind: Artifact(store, kind, request.inputs[kind]) for kind in kinds}
         self.draft = Draft(store, config.KIND, key)
         before = self.draft.partial.exists("ledger.parquet")
         self.ledger = Ledger(self.draft.partial.read_table("ledger.parquet") if before else None)
+        # Items not to be tried again, and what went wrong with them. For stages whose failures cost much (a video that
+        # hangs costs its whole time limit); the others try everything again.
+        self.failed_before = {} if request.retry_failed else self.ledger.failed_before
         self.only = frozenset(request.only)
         self.about: dict[str, Any] = {}  # what else the manifest shall say
         self.progress, self.metric, self.log = events.progress, events.metric, events.log
@@ -118,11 +124,14 @@ def _guarded(config_class: type[StageConfig], run: Callable[[Job], None], source
         sources = config.sources(Digests()) if request.sources is None else request.sources
         record = record_of(config, request.inputs, sources, request.only)
         key = key_of(record)
-        if is_published(store, config.KIND, key) and not request.force:
+        if nothing_to_do(request, store, config.KIND, key):
             events.done(Artifact(store, config.KIND, key), reused=True)
             return 0
-        if request.force:
-            Draft(store, config.KIND, key).discard()
+        draft = Draft(store, config.KIND, key)
+        if request.force or (is_published(store, config.KIND, key) and not is_current(store, config.KIND, key)):
+            draft.discard()
+        elif is_published(store, config.KIND, key):
+            draft.reopen()
         job = Job(request, config, store, key, events)
         started = time.monotonic()
         run(job)
@@ -130,6 +139,7 @@ def _guarded(config_class: type[StageConfig], run: Callable[[Job], None], source
             "stage": config.STAGE,
             "version": config.VERSION,
             "record": record,
+            "made_from": {k: {"key": a.key, "content": a.content} for k, a in job.inputs.items()},
             "label": request.label,
             "code": code_digest(config),
             "seconds": round(time.monotonic() - started, 3),
@@ -148,6 +158,13 @@ def _guarded(config_class: type[StageConfig], run: Callable[[Job], None], source
             _keep_failure(job, error)
         events.error(type(error).__name__, str(error) or repr(error))
         return code
+
+
+def nothing_to_do(request: Request, store: Store, kind: str, key: str) -> bool:
+    """Whether the artifact is there and nothing asks for making it again."""
+    if request.force or not is_current(store, kind, key):
+        return False
+    return not (request.retry_failed and Artifact(store, kind, key).manifest["counts"]["failed"])
 
 
 def exit_code_of(error: BaseException) -> int:

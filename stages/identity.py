@@ -29,7 +29,7 @@ def record_of(
         "version": config.VERSION,
         "config": config.key_fields(),
         "sources": dict(sources),
-        "inputs": {kind: inputs[kind] for kind in config.INPUTS},
+        "inputs": {kind: inputs[kind] for kind in (*config.INPUTS, *config.OPTIONAL) if kind in inputs},
         "libraries": {name: locked[name] for name in config.LIBRARIES},
     }
     return record | ({"only": sorted(only)} if only else {})

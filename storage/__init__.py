@@ -4,7 +4,7 @@ artifacts/<kind>/<key>/   manifest.json  ledger.parquet  and the data
 features/<encoder>/       shards/<id>.zarr  index/<id>.parquet
 """
 
-from storage.artifacts import Artifact, Draft, find, is_published, published
+from storage.artifacts import Artifact, Draft, find, is_current, is_published, published
 from storage.errors import CorruptArtifact, MissingArtifact, MissingEmbedding, StorageError
 from storage.keys import canonical, differences, key_of
 from storage.ledger import Ledger
@@ -22,6 +22,7 @@ __all__ = [
     "canonical",
     "differences",
     "find",
+    "is_current",
     "is_published",
     "key_of",
     "published",

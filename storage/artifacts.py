@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
 from storage.errors import CorruptArtifact, MissingArtifact
+from storage.keys import key_of
 from storage.ledger import Ledger
 from storage.store import Store
 
@@ -78,6 +79,11 @@ class Artifact(_Folder):
                 f"{store.url}/{self.folder}/{MANIFEST} is not JSON ({error}): delete the folder and run the stage again"
             ) from None
 
+    @property
+    def content(self) -> str:
+        """What its data files hold, as one digest: a retry of failed items changes it under the same key."""
+        return key_of(self.manifest["files"])
+
     def ledger(self) -> pa.Table:
         return self.read_table(LEDGER_FILE)
 
@@ -122,6 +128,14 @@ class Draft(_WritableFolder):
         self.store.delete(f"{self.folder}/{PARTIAL}")
         return Artifact(self.store, self.kind, self.key)
 
+    def reopen(self) -> None:
+        """Make a published artifact a draft again, to try its failed items once more; its files stay.
+
+        The ledger is kept first, so that a kill in between leaves the artifact or the draft.
+        """
+        self.partial.write_table(LEDGER_FILE, self.read_table(LEDGER_FILE))
+        self.store.delete(f"{self.folder}/{MANIFEST}")
+
     def discard(self) -> None:
         """Take the artifact and its work in progress away; its manifest goes first, so no reader sees half."""
         self.store.delete(f"{self.folder}/{MANIFEST}")
@@ -138,24 +152,43 @@ def is_published(store: Store, kind: str, key: str) -> bool:
     return store.exists(f"{folder_of(kind, key)}/{MANIFEST}")
 
 
+def is_current(store: Store, kind: str, key: str) -> bool:
+    """Whether the artifact exists, and its inputs hold what they held when it was made.
+
+    They differ where failed items of an input have been tried again since. Inputs that are gone count as equal.
+    """
+    if not is_published(store, kind, key):
+        return False
+    made_from = Artifact(store, kind, key).manifest.get("made_from", {})
+    return all(
+        Artifact(store, name, input["key"]).content == input["content"]
+        for name, input in made_from.items()
+        if is_published(store, name, input["key"])
+    )
+
+
 def published(store: Store, kind: str) -> list[Artifact]:
     """All published artifacts of a kind, newest first."""
     keys = [key for key in store.list(f"artifacts/{kind}") if is_published(store, kind, key)]
     return sorted((Artifact(store, kind, key) for key in keys), key=lambda a: a.manifest["created"], reverse=True)
 
 
-def find(store: Store, prefix: str) -> Artifact:
-    """The one artifact whose key starts with `prefix`. Raises MissingArtifact when none or several do."""
+def find(store: Store, prefix: str, kind: str | None = None) -> Artifact:
+    """The one artifact, of a kind or of any, whose key starts with `prefix`.
+
+    Raises MissingArtifact when none or several do.
+    """
     found = [
         (kind, key)
-        for kind in KINDS
+        for kind in ([kind] if kind else KINDS)
         for key in store.list(f"artifacts/{kind}")
         if key.startswith(prefix) and is_published(store, kind, key)
     ]
     if len(found) != 1:
+        what = f"{kind} artifacts" if kind else "artifacts"
         among = ", ".join(f"{kind} {key[:16]}" for kind, key in found) or "none"
         raise MissingArtifact(
-            f"{len(found)} artifacts in {store.url} have a key beginning {prefix!r} ({among}); "
+            f"{len(found)} {what} in {store.url} have a key beginning {prefix!r} ({among}); "
             "`malmm artifacts ls` lists them all"
         )
     return Artifact(store, *found[0])

@@ -147,18 +147,37 @@ class FeatureBank:
         if (index.rows[at] != 1).any():
             item = digests[int(np.flatnonzero(index.rows[at] != 1)[0])]
             raise StorageError(f"{modality} item {item} has several rows: read it with `rows`")
-        shards, first = index.shard[at], index.first[at]
+        return self._read(index, index.shard[at], index.first[at])
+
+    def gather_parts(self, modality: str, digests: Sequence[str], starts: np.ndarray, count: int) -> np.ndarray:
+        """`count` rows of each item, from its row `starts[i]` on: (n, count, dim). An item may come many times.
+
+        Raises MissingEmbedding as `gather` does, IndexError when an item has fewer rows.
+        """
+        at, starts = self._locate(modality, digests), np.asarray(starts, np.int64)
+        index = self._indexes[modality]
+        outside = (starts < 0) | (starts + count > index.rows[at])
+        if outside.any():
+            i = int(np.flatnonzero(outside)[0])
+            raise IndexError(f"{modality} item {digests[i]} has {index.rows[at[i]]} rows, not {starts[i]} + {count}")
+        first = index.first[at] + starts
+        return self._read(index, index.shard[at], first if count == 1 else first[:, None] + np.arange(count)).reshape(
+            len(digests), count, -1
+        )
+
+    def _read(self, index: "_Index", shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The rows (n, ...) of the shards (n,): (n, ..., dim)."""
         order = np.argsort(shards, kind="stable")
         begins = np.flatnonzero(np.diff(shards[order], prepend=-1))
         out: np.ndarray | None = None
         for begin, end in itertools.pairwise((*begins, len(order))):
             positions = order[begin:end]
-            rows = np.asarray(self._shard(index.shards[shards[positions[0]]]))  # indexes faster than a map
+            shard = np.asarray(self._shard(index.shards[shards[positions[0]]]))  # indexes faster than a map
             if len(begins) == 1:  # the common case needs no second copy
-                return rows[first]
+                return shard[rows]
             if out is None:
-                out = np.empty((len(digests), rows.shape[1]), rows.dtype)
-            out[positions] = rows[first[positions]]
+                out = np.empty((*rows.shape, shard.shape[1]), shard.dtype)
+            out[positions] = shard[rows[positions]]
         return out
 
     def rows(self, modality: str, digest: str) -> np.ndarray:

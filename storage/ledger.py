@@ -14,11 +14,16 @@ STATUSES = ("done", "reused", "failed", "skipped")
 class Ledger:
     """Collects what became of each item; a later entry of an id replaces the earlier one.
 
-    `before`: the ledger of an earlier, unfinished try, whose attempts are counted on.
+    `before`: the ledger of an earlier, unfinished try, whose attempts are counted on. `failed_before`: the items
+    that failed then, and what went wrong.
     """
 
     def __init__(self, before: pa.Table | None = None):
-        self._attempts = dict(zip(*(before[c].to_pylist() for c in ("id", "attempts")))) if before else {}
+        rows = before.to_pylist() if before else []
+        self._attempts = {row["id"]: row["attempts"] for row in rows}
+        self._failures = {row["id"]: row for row in rows if row["status"] == "failed"}
+        self.failed_before = {id: f"{row['error']}: {row['message']}" for id, row in self._failures.items()}
+        self._untried: set[str] = set()
         self._rows: dict[str, tuple[str, str | None, str | None, float | None]] = {}
 
     def done(self, id: str, seconds: float | None = None) -> None:
@@ -29,6 +34,12 @@ class Ledger:
 
     def failed(self, id: str, error: BaseException, seconds: float | None = None) -> None:
         self._rows[id] = ("failed", type(error).__name__, str(error), seconds)
+
+    def still_failed(self, id: str) -> None:
+        """An item of `failed_before` that is not tried again: its row stays as it was."""
+        before = self._failures[id]
+        self._rows[id] = ("failed", before["error"], before["message"], before["seconds"])
+        self._untried.add(id)
 
     def skipped(self, id: str, message: str) -> None:
         self._rows[id] = ("skipped", None, message, None)
@@ -47,6 +58,6 @@ class Ledger:
         rows = []
         for id in sorted(self._rows):
             status, error, message, seconds = self._rows[id]
-            tried = self._attempts.get(id, 0) + (status in ("done", "failed"))
+            tried = self._attempts.get(id, 0) + (status in ("done", "failed") and id not in self._untried)
             rows.append(dict(id=id, status=status, error=error, message=message, attempts=tried, seconds=seconds))
         return pa.Table.from_pylist(rows, schema=LEDGER)
