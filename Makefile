@@ -12,8 +12,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:                ## what there is
 	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p;s/^\([a-z]*\):  *## /  make \1\t/p' Makefile | expand -t 16
 
-demo: $(BIN)/uv      ## the whole pipeline on a few real photographs, on the CPU
-	@$(SYNC) orchestrator ingest embed_imagebind finetune evaluate demo
+demo: $(BIN)/uv      ## the whole pipeline on a few real photographs and clips, on the CPU
+	@$(SYNC) orchestrator ingest extract_frames embed_imagebind finetune evaluate demo
 	@$(BIN)/malmm demo $(ARGS)
 
 test: $(BIN)/uv      ## all tests, each in its stage's environment; ARGS go to pytest

@@ -1,1 +1,1 @@
-"""What `make demo` runs on: photographs and a language model out of PyPI wheels, and dialogues about them."""
+"""What `make demo` runs on, out of PyPI wheels: photographs, clips and a language model; questions about them."""

@@ -7,18 +7,11 @@ never encoded again.
 """
 
 import argparse
-import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from demo.build import Photograph, build, read_dialogues
-
-INSTALL = "uv pip install --target {} --no-deps -r envs/demo/requirements.txt"
-
-
-class BadPackage(Exception):
-    """A photograph is missing from the packages, or is another file than the dialogues were written about."""
+from demo.files import BadPackage, Packaged, keep, keep_made, read
 
 
 @dataclass(frozen=True)
@@ -41,12 +34,9 @@ def prepare(packages: Path, destination: Path) -> DemoData:
     images, annotations = destination / "images", destination / "annotations"
     for photograph in dialogues.photographs:
         target = images / photograph.image_name
-        if not (target.is_file() and _sha256(target.read_bytes()) == photograph.sha256):
-            _write(target, read_photograph(photograph, packages))
+        keep(target, lambda photograph=photograph: read_photograph(photograph, packages), photograph.sha256)
     for name, content in build(dialogues).items():
-        target = annotations / name
-        if not (target.is_file() and target.read_bytes() == content):
-            _write(target, content)
+        keep_made(annotations / name, content)
     return DemoData(
         images,
         annotations / "dialogues_train.json",
@@ -57,32 +47,7 @@ def prepare(packages: Path, destination: Path) -> DemoData:
 
 def read_photograph(photograph: Photograph, packages: Path) -> bytes:
     """The file's bytes out of ``packages``. Raises BadPackage."""
-    path = packages / photograph.file
-    mend = f"install the demo's packages again: {INSTALL.format(packages)}"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        reason = f"{error.strerror}; it is a file of the package {photograph.package}"
-        raise BadPackage(f"{path}: {reason}; {mend}") from error
-    found = _sha256(content)
-    if found != photograph.sha256:
-        raise BadPackage(
-            f"{path}: SHA-256 is {found}, but the dialogue of image {photograph.id} was written about "
-            f"another file, {photograph.sha256}; {mend}"
-        )
-    return content
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _write(target: Path, content: bytes) -> None:
-    """Beside, then renamed: a killed run leaves no half a file."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, target)
+    return read(Packaged(photograph.file, photograph.package, photograph.sha256), packages)
 
 
 def main() -> None:

@@ -17,12 +17,21 @@ app = typer.Typer(
 )
 artifacts = typer.Typer(no_args_is_help=True, help="Browse what stages have made.")
 env = typer.Typer(no_args_is_help=True, help="Make the stages' environments.")
+export = typer.Typer(no_args_is_help=True, help="Write artifacts in other programs' layouts.")
 app.add_typer(artifacts, name="artifacts")
+app.add_typer(export, name="export")
 app.add_typer(env, name="env")
 
 Config = Annotated[Path, typer.Argument(help="a pipeline's YAML, as in configs/")]
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="FIELD=VALUE", help="lay a value over the config: --set finetune.epochs=2")
+]
+PipelineConfig = Annotated[Path, typer.Option("--config", help="the YAML of a pipeline over videos")]
+CheckpointKey = Annotated[
+    str, typer.Option("--checkpoint", help="first digits of a checkpoint's key; else the pipeline's newest")
+]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="try the items again that failed before, and only those")
 ]
 StoreUrl = Annotated[str, typer.Option("--store", help="folder or fsspec URL of the store")]
 
@@ -35,6 +44,7 @@ def run(
         list[str],
         typer.Option(metavar="STAGE", help="make this stage's artifact again though it is there"),
     ] = [],
+    retry_failed: RetryFailed = False,
 ) -> None:
     """Run a whole pipeline through Prefect; what is there already is not made again."""
     from flows.config import STAGES
@@ -42,12 +52,9 @@ def run(
     _known(force, STAGES)
     _load(config, set)  # a wrong config must not cost the start of a server
     _start_prefect()
-    from flows.pipeline import StageFailed, pipeline
+    from flows.pipeline import pipeline
 
-    try:
-        keys = pipeline(str(config), list(set), list(force))
-    except StageFailed as failure:
-        _fail(str(failure), failure.code)
+    keys = pipeline(str(config), list(set), list(force), retry_failed)
     _show_report(config, set, keys)
 
 
@@ -71,7 +78,7 @@ def status(config: Config, set: Overrides = []) -> None:
 
 @app.command()
 def stage(
-    name: Annotated[str, typer.Argument(help="ingest, embed_imagebind, finetune or evaluate")],
+    name: Annotated[str, typer.Argument(help="ingest, extract_frames, embed_imagebind, finetune or evaluate")],
     config: Annotated[Path, typer.Option(help="the pipeline's YAML")],
     set: Overrides = [],
     force: Annotated[bool, typer.Option(help="make the artifact again though it is there")] = False,
@@ -79,16 +86,19 @@ def stage(
         list[str],
         typer.Option(metavar="ITEM", help="work on this item alone, into an artifact of its own"),
     ] = [],
+    retry_failed: RetryFailed = False,
 ) -> None:
     """Run one stage by hand, without Prefect, on the artifacts its config leads to."""
+    from flows.by_hand import make
     from flows.config import STAGES
     from flows.plan import plan
-    from flows.runners import ProcessRunner
-    from flows.terminal import Terminal
     from storage import Artifact, Store, is_published
 
     _known([name], STAGES)
-    step = plan(_load(config, set), only={name: tuple(only)}, force=[name] if force else [])[name]
+    steps = plan(_load(config, set), None, {name: tuple(only)}, [name] if force else [], retry_failed)
+    if name not in steps:
+        _fail(f"{config} has no stage {name}: it has {', '.join(steps)}", 78)
+    step = steps[name]
     store = Store(step.request.store)
     makers = {c.KIND: s for s, c in STAGES.items()}
     for kind, key in step.request.inputs.items():
@@ -98,12 +108,74 @@ def stage(
                 f"{config}` first",
                 65,
             )
-    with Terminal(name) as terminal:
-        if is_published(store, step.kind, step.key) and not force:
-            terminal.reused(Artifact(store, step.kind, step.key))
-        elif code := ProcessRunner().run(step.request, terminal.on_event):
-            raise typer.Exit(code)
+    make(step)
     typer.echo(f"{store.url}/{Artifact(store, step.kind, step.key).folder}")
+
+
+@app.command()
+def probe(
+    files: Annotated[list[Path], typer.Argument(help="video files")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="one JSON object a line, with the time of each frame")
+    ] = False,
+) -> None:
+    """Say which frames of videos would be taken, what they are encoded in, and what is wrong with them."""
+    from flows.by_hand import command
+
+    raise typer.Exit(
+        command("extract_frames", "stages.extract_frames", "probe", *["--json"] * as_json, *map(str, files))
+    )
+
+
+@export.command("frames")
+def export_frames(
+    key: Annotated[str, typer.Argument(help="the first digits of a frames artifact's key")],
+    to: Annotated[Path, typer.Option(help="the folder to write into")],
+    store: StoreUrl = "store",
+    layout: Annotated[
+        str, typer.Option(help="malmm: <video>/frame000001.jpg ..., as MA-LMM's own code reads frames")
+    ] = "malmm",
+) -> None:
+    """Write the frames of an artifact as files, for other programs."""
+    from flows.by_hand import command
+    from storage import Store, find
+
+    _known([layout], ["malmm"])
+    place = Store(store)
+    artifact = find(place, key, "frames")
+    given = ["--store", place.url, "--key", artifact.key, "--to", str(to.absolute()), "--layout", layout]
+    raise typer.Exit(command("extract_frames", "stages.extract_frames", "export", *given))
+
+
+@app.command()
+def ask(
+    video: Annotated[Path, typer.Argument(help="a video file")],
+    question: Annotated[str, typer.Argument(help="what to ask about it")],
+    config: PipelineConfig,
+    set: Overrides = [],
+    checkpoint: CheckpointKey = "",
+) -> None:
+    """Answer a question about a video from the shell, and say which moments the memory kept."""
+    from flows.ask import about
+
+    raise typer.Exit(about("ask", video, question, config, set, checkpoint, Path()))
+
+
+@app.command()
+def memory(
+    video: Annotated[Path, typer.Argument(help="a video file")],
+    config: PipelineConfig,
+    question: Annotated[str, typer.Option(help="the question that the Q-Former reads beside the frames")] = (
+        "what does the video describe?"
+    ),
+    to: Annotated[Path, typer.Option(help="folder for the pictures")] = Path(),
+    set: Overrides = [],
+    checkpoint: CheckpointKey = "",
+) -> None:
+    """Draw which frames of a video the memory bank merged over time, as PNG and HTML."""
+    from flows.ask import about
+
+    raise typer.Exit(about("memory", video, question, config, set, checkpoint, to))
 
 
 @artifacts.command("ls")
@@ -219,12 +291,12 @@ def demo(
     ] = None,
     set: Overrides = [],
 ) -> None:
-    """Run the whole pipeline on real photographs and a small real language model, on the CPU."""
+    """Run the whole pipeline on real photographs, then on real clips, with a small real language model, on the CPU."""
     from flows import demo, environments
 
-    environments.sync(("ingest", "embed_imagebind", "finetune", "evaluate", "demo"))
-    config, overrides = demo.prepare(store, imagebind_weights)
-    run(config, [*overrides, *set], [])
+    environments.sync(("ingest", "extract_frames", "embed_imagebind", "finetune", "evaluate", "demo"))
+    for config, overrides in demo.prepare(store, imagebind_weights):
+        run(config, [*overrides, *set], [])
 
 
 @app.command()
@@ -240,6 +312,7 @@ def main() -> None:
     """The entry point: errors made for people come as one message and an exit code, without a traceback."""
     from flows.config import ConfigError
     from flows.environments import EnvironmentFailed
+    from flows.runners import StageFailed
     from flows.weights import WeightsFailed
     from stages.errors import StageError
     from storage import StorageError
@@ -251,6 +324,8 @@ def main() -> None:
         code = 130
     except ConfigError as error:
         _fail(str(error), 78)
+    except StageFailed as failure:
+        _fail(str(failure), failure.code)
     except StageError as error:
         _fail(str(error), error.exit_code)
     except (StorageError, EnvironmentFailed, WeightsFailed, FileNotFoundError) as error:

@@ -4,10 +4,11 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from stages.extract_frames.config import ExtractConfig
 
 from stages.config import StageConfig
 from stages.embed_imagebind.config import EmbedConfig
@@ -23,8 +24,8 @@ class ConfigError(Exception):
 class Pipeline(BaseModel):
     """A pipeline: where its store is, and the settings of its stages.
 
-    `images`, `llm` and `device` are given once here and handed to each stage that has such a field and does
-    not set its own.
+    `images`, `videos`, `llm` and `device` are given once here and handed to each stage that has such a field and
+    does not set its own. A pipeline over images has no `extract_frames`; one with a `checkpoint` trains nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,21 +33,30 @@ class Pipeline(BaseModel):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="names the runs; small letters, digits, - and _")
     store: str = Field("store", description="folder or fsspec URL of the store")
     retries: int = Field(2, ge=0, le=10, description="tries again after a stage says that it may pass later")
+    checkpoint: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{6,64}$",
+        description="key of a checkpoint in the store, or its first digits: it is evaluated, and nothing is trained",
+    )
     ingest: IngestConfig
+    extract_frames: ExtractConfig | None = None
     embed_imagebind: EmbedConfig
     finetune: FinetuneConfig
     evaluate: EvaluateConfig
 
     def stages(self) -> list[StageConfig]:
         """The stages in the order of the DAG."""
-        return [self.ingest, self.embed_imagebind, self.finetune, self.evaluate]
+        frames = [self.extract_frames] if self.extract_frames else []
+        train = [] if self.checkpoint else [self.finetune]
+        return [self.ingest, *frames, self.embed_imagebind, *train, self.evaluate]
 
 
-SHARED = ("images", "llm", "device")
+SHARED = ("images", "videos", "llm", "device")
 STAGES: dict[str, type[StageConfig]] = {
-    name: field.annotation
+    name: kind
     for name, field in Pipeline.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, StageConfig)
+    for kind in (field.annotation, *get_args(field.annotation))
+    if isinstance(kind, type) and issubclass(kind, StageConfig)
 }
 
 
@@ -59,7 +69,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Pipeline:
     try:
         pipeline = Pipeline.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(e, lines, str(path)) for e in error.errors())) from None
+        raise ConfigError("\n".join(explain(e, lines, str(path)) for e in error.errors())) from None
     problems = [problem for stage in pipeline.stages() for problem in stage.problems()]
     if problems:
         raise ConfigError(
@@ -127,13 +137,15 @@ def _hand_down(values: dict[str, Any], lines: dict[tuple[str, ...], str]) -> Non
             continue
         value = values.pop(name)
         for stage, config in STAGES.items():
+            if stage not in values and not Pipeline.model_fields[stage].is_required():
+                continue  # the pipeline does without it
             section = values.setdefault(stage, {})
             if name in config.model_fields and isinstance(section, dict) and name not in section:
                 section[name] = value
                 lines[stage, name] = lines[(name,)]
 
 
-def _explain(error: Any, lines: dict[tuple[str, ...], str], path: str) -> str:
+def explain(error: Any, lines: dict[tuple[str, ...], str], path: str) -> str:
     """One pydantic error as one line: where, which field, what is wrong, what is allowed."""
     field = tuple(str(part) for part in error["loc"])
     said = f"{_where(field, lines, path)}{'.'.join(field) or 'config'}: "
@@ -151,7 +163,8 @@ def _explain(error: Any, lines: dict[tuple[str, ...], str], path: str) -> str:
 def _fields(at: tuple[str, ...]) -> list[str]:
     model: Any = Pipeline
     for part in at:
-        model = getattr(model.model_fields.get(part), "annotation", None)
+        annotation = getattr(model.model_fields.get(part), "annotation", None)
+        model = next((a for a in get_args(annotation) if a is not type(None)), annotation)
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return []
     names = sorted(model.model_fields)

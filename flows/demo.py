@@ -1,37 +1,48 @@
-"""`malmm demo`: real photographs and a small real language model, put where a user would put VisDial and Llama."""
+"""`malmm demo`: real photographs, clips and a small real language model, put where a user would put their own."""
 
 import json
 from pathlib import Path
 from subprocess import run
 
+from demo import clips
 from demo import prepare as photographs
 from flows import environments
 from flows.runners import ROOT, stage_environment
 
-CONFIG = ROOT / "configs" / "demo.yaml"
+CONFIGS = ROOT / "configs"
 
 
-def prepare(store: Path, imagebind_weights: Path | None) -> tuple[Path, list[str]]:
-    """Make the demo's inputs in a folder of its store. Returns the config and the overrides that point at them.
+def prepare(store: Path, imagebind_weights: Path | None) -> list[tuple[Path, list[str]]]:
+    """Make the demo's inputs in a folder of its store. Returns the configs of its two parts, photographs and videos,
+    with the overrides that point at the inputs.
 
-    Raises BadPackage when a photograph is not the one the dialogues were written about, EnvironmentFailed when
-    the language model cannot be converted.
+    Raises BadPackage when a file is not the one the questions were written about, EnvironmentFailed when the
+    language model cannot be converted.
     """
     packages, inputs = environments.root() / "demo", store.absolute() / "inputs"
-    data = photographs.prepare(packages, inputs)
+    shown, filmed = photographs.prepare(packages, inputs), clips.prepare(packages, inputs)
     llm = inputs / "SmolLM2-135M-Instruct"
     in_finetune_environment("demo.language_model", llm, packages)
-    overrides = {
-        "store": store.absolute(),
-        "images": data.images,
-        "llm": llm,
-        "ingest.annotations.train": data.train,
-        "ingest.annotations.val": data.val,
-        "ingest.dense.val": data.dense_val,
-    }
+    common = {"store": store.absolute(), "llm": llm}
     if imagebind_weights is not None:
-        overrides |= {"embed_imagebind.architecture": "huge", "embed_imagebind.weights": imagebind_weights.absolute()}
-    return CONFIG, [f"{field}={json.dumps(str(value))}" for field, value in overrides.items()]
+        common |= {"embed_imagebind.architecture": "huge", "embed_imagebind.weights": imagebind_weights.absolute()}
+    parts = {
+        "demo.yaml": {
+            "images": shown.images,
+            "ingest.annotations.train": shown.train,
+            "ingest.annotations.val": shown.val,
+            "ingest.dense.val": shown.dense_val,
+        },
+        "demo_video.yaml": {
+            "videos": filmed.videos,
+            "ingest.annotations.train": filmed.train,
+            "ingest.annotations.val": filmed.val,
+        },
+    }
+    return [
+        (CONFIGS / name, [f"{field}={json.dumps(str(value))}" for field, value in (common | own).items()])
+        for name, own in parts.items()
+    ]
 
 
 def in_finetune_environment(module: str, target: Path, *packages: Path) -> None:

@@ -28,6 +28,7 @@ IMPORTS: dict[str, tuple[str, ...]] = {
     "embed_imagebind": (
         *_CONTRACT,
         "torch",
+        "av",
         "PIL",
         "ftfy",
         "regex",

@@ -1,4 +1,4 @@
-"""The DAG: samples, features, checkpoint, report. Each stage is a task that runs a program in its environment.
+"""The DAG: samples, frames, features, checkpoint, report. Each stage is a task that runs a program in its environment.
 
     malmm run configs/visdial.yaml
 
@@ -15,37 +15,31 @@ from prefect.states import Completed
 from flows.config import load, store_url
 from flows.plan import Step, plan
 from flows.progress import Progress
-from flows.runners import ProcessRunner, Runner
+from flows.runners import ProcessRunner, Runner, StageFailed
 from flows.table import counted, rows
-from storage import Artifact, Store, is_published
+from stages.contract import nothing_to_do
+from storage import Artifact, Store
 
 MAY_PASS_LATER = 75
 
 
-class StageFailed(Exception):
-    """A stage ended without its artifact; `code` is its exit code and says whether to try again."""
-
-    def __init__(self, stage: str, code: int, cause: str):
-        super().__init__(f"{stage}: {cause} (exit code {code})")
-        self.stage, self.code = stage, code
-
-
 @flow(name="malmm", flow_run_name="{config}", persist_result=False)
-def pipeline(config: str, overrides: Sequence[str] = (), force: Sequence[str] = ()) -> dict[str, str]:
+def pipeline(
+    config: str, overrides: Sequence[str] = (), force: Sequence[str] = (), retry_failed: bool = False
+) -> dict[str, str]:
     """Run a pipeline from its config. Returns kind -> key of the artifacts, all of them published."""
     settings = load(config, overrides)
-    steps = plan(settings, force=force)
+    steps = plan(settings, force=force, retry_failed=retry_failed)
 
-    samples = execute(steps["ingest"], settings.retries)
-    features = execute(steps["embed_imagebind"], settings.retries, after=[samples])
-    checkpoint = execute(steps["finetune"], settings.retries, after=[samples, features])
-    report = execute(steps["evaluate"], settings.retries, after=[samples, features, checkpoint])
+    made: dict[str, State] = {}  # ingest -> extract_frames -> embed_imagebind -> finetune -> evaluate
+    for step in steps.values():
+        made[step.kind] = execute(step, settings.retries, [made[kind] for kind in step.request.inputs if kind in made])
 
-    show_metrics(steps["evaluate"], Store(store_url(settings)), wait_for=[report])
+    show_metrics(steps["evaluate"], Store(store_url(settings)), wait_for=[made["report"]])
     return {step.kind: step.key for step in steps.values()}
 
 
-def execute(step: Step, retries: int, after: Sequence[State] = ()) -> State:
+def execute(step: Step, retries: int, after: Sequence[State]) -> State:
     """Run one step as a Prefect task named by its stage. Raises StageFailed when it ends without its artifact."""
     run = run_stage.with_options(
         name=step.stage,
@@ -70,7 +64,7 @@ def run_stage(step: Step, runner: Runner) -> State:
     """Make the artifact of a step, or find it made: then the state is named Cached."""
     store = Store(step.request.store)
     with Progress(step.stage, f"{step.stage}-{step.key[:12]}") as progress:
-        if is_published(store, step.kind, step.key) and not step.request.force:
+        if nothing_to_do(step.request, store, step.kind, step.key):
             progress.reused(Artifact(store, step.kind, step.key))
             return Completed(name="Cached", message=f"{step.kind} {step.key[:12]} was there")
         code = runner.run(step.request, progress.on_event)

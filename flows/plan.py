@@ -13,7 +13,7 @@ from flows.config import Pipeline, store_url
 from stages.config import StageConfig
 from stages.contract import Request
 from stages.identity import code_digest, record_of
-from storage import Artifact, Store, differences, is_published, key_of, published
+from storage import Artifact, Store, differences, find, is_current, is_published, key_of, published
 from storage.artifacts import PARTIAL, folder_of
 from storage.digests import Digests
 
@@ -52,16 +52,20 @@ def plan(
     digests: Digests | None = None,
     only: dict[str, tuple[str, ...]] | None = None,
     force: Iterable[str] = (),
+    retry_failed: bool = False,
 ) -> dict[str, Step]:
     """The steps of a pipeline by stage name, in order. `only` and `force`: stage -> items, stages.
 
-    Hashes outside files that it has not seen. Raises FileNotFoundError naming the field whose file is gone.
+    Hashes outside files that it has not seen. Raises FileNotFoundError naming the field whose file is gone,
+    MissingArtifact when the pipeline's checkpoint is not in the store.
     """
     digests = digests or Digests()
     keys: dict[str, str] = {}
+    if pipeline.checkpoint:
+        keys["checkpoint"] = find(Store(store_url(pipeline)), pipeline.checkpoint, "checkpoint").key
     steps = {}
     for config in pipeline.stages():
-        inputs = {kind: keys[kind] for kind in config.INPUTS}
+        inputs = {kind: keys[kind] for kind in (*config.INPUTS, *config.OPTIONAL) if kind in keys}
         sources = config.sources(digests)
         items = (only or {}).get(config.STAGE, ())
         record = record_of(config, inputs, sources, items)
@@ -74,6 +78,7 @@ def plan(
             sources=sources,
             only=items,
             force=config.STAGE in force,
+            retry_failed=retry_failed,
             label=pipeline.name,
         )
         steps[config.STAGE] = Step(config, request, record, keys[config.KIND])
@@ -86,7 +91,7 @@ def statuses(steps: Iterable[Step], store: Store) -> list[Status]:
 
 
 def _status(step: Step, store: Store) -> Status:
-    if is_published(store, step.kind, step.key):
+    if is_current(store, step.kind, step.key):
         manifest = Artifact(store, step.kind, step.key).manifest
         changed = manifest["code"] != code_digest(step.config)
         warnings = (
@@ -98,6 +103,8 @@ def _status(step: Step, store: Store) -> Status:
             else ()
         )
         return Status(step, "fresh", "", manifest["counts"], warnings)
+    if is_published(store, step.kind, step.key):
+        return Status(step, "stale", "failed items of an input have been tried again since", {})
     partial = f"{folder_of(step.kind, step.key)}/{PARTIAL}"
     if store.exists(f"{partial}/failure.json"):
         failure = json.loads(store.read_bytes(f"{partial}/failure.json"))

@@ -86,6 +86,14 @@ class ProcessRunner:
         process.wait()
 
 
+class StageFailed(Exception):
+    """A stage ended without its artifact; `code` is its exit code and says whether to try again."""
+
+    def __init__(self, stage: str, code: int, cause: str):
+        super().__init__(f"{stage}: {cause} (exit code {code})")
+        self.stage, self.code = stage, code
+
+
 def stage_environment() -> dict[str, str]:
     """The variables a stage runs with: nothing of the orchestrator's Python or of Prefect leaks in."""
     kept = {

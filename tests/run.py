@@ -31,6 +31,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "orchestrator": ("storage", "flows", "environments", "demo"),
     "embed_imagebind": ("embed_imagebind",),
     "evaluate": ("evaluate",),
+    "extract_frames": ("video", "extract_frames"),
     "ingest": ("ingest",),
 }
 SIDE_BY_SIDE = 2

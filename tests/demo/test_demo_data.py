@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from demo.build import CANDIDATES, TURNS, BadDialogue, Dialogues, build, read_dialogues
-from demo.prepare import BadPackage, prepare, read_photograph
+from demo.files import BadPackage
+from demo.prepare import prepare, read_photograph
 
 PACKAGES = Path(__file__).resolve().parents[2] / ".envs" / "demo"
 
@@ -132,7 +133,7 @@ def test_a_missing_or_other_photograph_is_named(tmp_path, dialogues):
         read_photograph(cat, tmp_path)
     (tmp_path / cat.file).parent.mkdir(parents=True)
     (tmp_path / cat.file).write_bytes(b"another cat")
-    with pytest.raises(BadPackage, match=r"chelsea\.png: SHA-256 is .*image 3"):
+    with pytest.raises(BadPackage, match=r"chelsea\.png: SHA-256 is .*another file, 596aa1e7"):
         read_photograph(cat, tmp_path)
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from flows.config import STAGES
+
 os.environ |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}  # read when Prefect is imported
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -19,9 +21,12 @@ from flows.config import STAGES
 from stages.contract import Request
 from stages.identity import code_digest, record_of
 from storage import Draft, Ledger, Store, key_of
-request = Request.model_validate_json(sys.stdin.read())
+asked, here = sys.stdin.read(), pathlib.Path(__file__).parent
+if sys.argv[2].count(".") > 1 or sys.argv[3] != "run":  # another program of the stage: leave what it was given
+    (here / "asked.json").write_text(json.dumps({{"argv": sys.argv[2:], "stdin": asked}}))
+    sys.exit(0)
+request = Request.model_validate_json(asked)
 config = STAGES[request.stage].model_validate(request.config)
-here = pathlib.Path(__file__).parent
 tries = here / "tries"
 tries.write_text(tries.read_text() + "x" if tries.exists() else "x")
 attempt = len(tries.read_text())
@@ -80,11 +85,40 @@ finetune:
 evaluate:
   beams: 1
 """)
-        for stage in ("ingest", "embed_imagebind", "finetune", "evaluate"):
+        for stage in STAGES:
             program = folder / "envs" / stage / "bin" / "python"
             program.parent.mkdir(parents=True)
             program.write_text(STAGE)
             program.chmod(0o755)
+
+    def over_video(self) -> Path:
+        """The config of a pipeline over one video instead."""
+        videos = self.folder / "videos"
+        videos.mkdir()
+        (videos / "clip.mp4").write_bytes(b"a video")
+        annotations = self.folder / "questions.json"
+        annotations.write_text(json.dumps([{"video": "clip.mp4", "question": "who is it", "answer": "a rabbit"}]))
+        self.config.write_text(f"""\
+name: pretend
+store: {self.store}
+videos: {videos}
+llm: {self.folder}/llm
+ingest:
+  format: questions
+  annotations: {{train: {annotations}}}
+extract_frames: {{}}
+embed_imagebind:
+  architecture: tiny
+finetune:
+  frames: 4
+evaluate:
+  beams: 1
+""")
+        return videos / "clip.mp4"
+
+    def asked(self, stage: str) -> dict:
+        """The command line and standard input of the stage's other program that was run."""
+        return json.loads((self.folder / "envs" / stage / "bin" / "asked.json").read_text())
 
     def behave(self, stage: str, code: str) -> None:
         """What a stage does before it would publish; `attempt`, `end(code, message)` and `here` are at hand."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-OURS = {"flows", "stages", "storage", "malmm", "demo"}
+OURS = {"flows", "stages", "storage", "malmm", "video", "demo"}
 STAGES = sorted(p.name for p in (ROOT / "stages").iterdir() if (p / "__main__.py").exists())
 CONTRACT = {"stages.contract", "stages.config", "stages.errors", "stages.events", "stages.identity"}
 LIGHT = {"torch", "transformers", "prefect", "bitsandbytes", "PIL", "matplotlib", "peft", "accelerate"}
@@ -46,10 +46,15 @@ def test_the_model_is_pure():
     assert offenders("malmm", {"malmm"}, {"prefect", "pyarrow", "zarr"}) == []
 
 
+def test_videos_are_read_without_the_rest():
+    assert offenders("video", {"video"}, LIGHT | {"pyarrow", "zarr", "pydantic"}) == []
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_stage_imports_another_or_the_flow(stage):
-    model = {"malmm"} if stage in ("finetune", "evaluate") else set()
-    assert offenders(f"stages/{stage}", {f"stages.{stage}", "storage", *CONTRACT, *model}, {"prefect"}) == []
+    shared = {"finetune": {"malmm"}, "evaluate": {"malmm"}, "extract_frames": {"video"}, "embed_imagebind": {"video"}}
+    allowed = {f"stages.{stage}", "storage", *CONTRACT, *shared.get(stage, ())}
+    assert offenders(f"stages/{stage}", allowed, {"prefect"}) == []
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -12,7 +12,8 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.pipeline import StageFailed, pipeline
+from flows.pipeline import pipeline
+from flows.runners import StageFailed
 from tests.flows.conftest import ROOT
 
 

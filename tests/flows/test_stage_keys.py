@@ -18,7 +18,8 @@ FIELDS = [(stage, name) for stage, config in STAGES.items() for name in config.m
 def valid(stage: str) -> BaseModel:
     """A config of the stage, as far as its class lets one be made without files."""
     config = STAGES[stage]
-    given = {"annotations": {"val": "/a.json"}, "images": "/images", "llm": "/llm", "architecture": "tiny"}
+    given = {"annotations": {"val": "/a.json"}, "llm": "/llm", "architecture": "tiny"}
+    given |= {"videos": "/videos"} if stage == "extract_frames" else {"images": "/images"}
     return config(**{name: value for name, value in given.items() if name in config.model_fields})
 
 
@@ -37,7 +38,9 @@ def another(name: str, value: Any, annotation: Any) -> Any:
         return value[1:] if value else ("another",)
     if isinstance(value, (str, Path)):
         return type(value)(f"{value}x")
-    return {"lora": LoraSizes(), "max_steps": 7}.get(name, Path("/another"))
+    if int in get_args(annotation):
+        return 7
+    return LoraSizes() if name == "lora" else Path("/another")
 
 
 @pytest.mark.parametrize("stage, name", FIELDS)
