@@ -18,6 +18,8 @@ BENCHMARKS = {
     "text_embedding": "embed_imagebind",
     "ranking": "finetune",
     "finetune": "finetune",
+    "memory_bank": "finetune",
+    "frames": "extract_frames",
     "rerun": "orchestrator",
     "status": "orchestrator",
 }

@@ -1,1 +1,1 @@
-"""The model: Q-Former, connector, prompt and frozen language model. Pure torch; reads no file but the LLM's."""
+"""The model: memory banks, Q-Former, connector, prompt, frozen language model. Pure torch; of files, weights alone."""

@@ -4,7 +4,7 @@ Sequences are laid out as [left padding][text before][visual tokens][text after]
 the answers of a batch start at one position and only their logits are computed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from malmm.initial import seeded_normal
 from malmm.prompt import Prompt
+from malmm.trie import Row, following, tries
 
 VISUAL, PAD = -1, -2  # stand-ins for token ids at places that hold no token
 Quantization = Literal["nf4", "none"]
@@ -102,7 +103,10 @@ class LanguageModel(nn.Module):
         rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         for row, answer in zip(rows, answers, strict=True):
             if row[: len(head)] != head:
-                raise ValueError(f"answer {answer!r} cannot be told from the end of its prompt {prompt.after!r}")
+                raise ValueError(
+                    f"answer {answer!r} cannot be told from the end of its prompt {prompt.after!r}: end the template "
+                    "without a space"
+                )
         return [row[len(head) :] + [self.eos] for row in rows]
 
     def prompt_ids(self, prompt: Prompt, visual: int) -> list[int]:
@@ -146,20 +150,84 @@ class LanguageModel(nn.Module):
         beams: int = 1,
         max_new_tokens: int = 30,
         length_penalty: float = 1.0,
+        min_new_tokens: int = 1,
+        allowed: Sequence[str] | None = None,
     ) -> list[str]:
-        """Answers (greedy, or the best of ``beams``), ended by EOS or a new line; shapes as in answer_loss."""
+        """
+        Answers (greedy, or the best of ``beams``), ended by EOS or a new line; shapes as in answer_loss.
+
+        allowed: each answer is one of these strings, chosen token by token among those that continue one of them; the
+        numbers of new tokens do not matter then. Raises ValueError if there is none.
+        """
         embeds, mask = self._embed(prefix, prefix_mask, prompts)
+        options: list[dict[Row, str]] = []
+        if allowed is not None:
+            if not allowed:
+                raise ValueError("there is no string to choose an answer from")
+            options = self._options(prompts, allowed)
+            max_new_tokens = max(len(row) for rows in options for row in rows)
         config = GenerationConfig(
             do_sample=False,
             num_beams=beams,
             max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens if not options else None,
             length_penalty=length_penalty,
-            eos_token_id=self.stops,
+            eos_token_id=self.stops if not options else self.eos,
             pad_token_id=self.eos,
         )
-        ids = self.model.generate(inputs_embeds=embeds, attention_mask=mask, generation_config=config)
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [text.lstrip().split("\n")[0].strip() for text in texts]
+        follow = [following(tuple(rows)) for rows in options]
+
+        def may_follow(sample: int, ids: Tensor) -> list[int]:
+            # Beams without an option left go on with EOS; their score is minus infinity already.
+            return follow[sample].get(tuple(ids.tolist()), [self.eos])
+
+        ids = self.model.generate(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            generation_config=config,
+            prefix_allowed_tokens_fn=may_follow if options else None,
+        )
+        if options:
+            ends = [row.index(self.eos) + 1 for row in ids.tolist()]
+            return [o[tuple(row[:end])] for o, row, end in zip(options, ids.tolist(), ends, strict=True)]
+        return [self._text(row) for row in ids]
+
+    @torch.no_grad()
+    def stream(
+        self, prefix: Tensor, prefix_mask: Tensor, prompts: Sequence[Prompt], max_new_tokens: int = 30
+    ) -> Iterator[str]:
+        """Pieces of the answer that generate gives without beams, as they come; shapes as in answer_loss with B = 1."""
+        inputs, past = {"inputs_embeds": self._embed(prefix, prefix_mask, prompts)[0]}, None
+        ids: list[int] = []
+        said = ""
+        while len(ids) < max_new_tokens and not (ids and ids[-1] in self.stops):
+            out = self.model(**inputs, past_key_values=past, use_cache=True, logits_to_keep=1)
+            logits = out.logits[0, -1].clone()
+            if not ids:  # an answer has one token at least
+                logits[self.stops] = -torch.inf
+            ids.append(int(logits.argmax()))
+            inputs, past = {"input_ids": torch.tensor([ids[-1:]], device=self.device)}, out.past_key_values
+            # Bytes of a character are kept back until it is whole: SentencePiece reads a run of them as one or as none.
+            text, token = self._text(ids), self.tokenizer.convert_ids_to_tokens(ids[-1])
+            if text != said and not (text.endswith("\N{REPLACEMENT CHARACTER}") or token.startswith("<0x")):
+                yield text[len(said) :]
+                said = text
+        if text := self._text(ids)[len(said) :]:
+            yield text
+
+    def _text(self, ids: Sequence[int] | Tensor) -> str:
+        """The first line of what was generated."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).lstrip().split("\n")[0].strip()
+
+    def _options(self, prompts: Sequence[Prompt], allowed: Sequence[str]) -> list[dict[Row, str]]:
+        """For each prompt the allowed answers by their token ids, which depend on the prompt's last character alone."""
+        known: dict[str, dict[Row, str]] = {}  # where two answers are the same tokens, the first stays
+        for prompt in prompts:
+            last = prompt.after[-1:]
+            if last not in known:
+                rows = self.answer_ids(prompt, allowed)
+                known[last] = {tuple(row): text for row, text in zip(reversed(rows), reversed(allowed), strict=True)}
+        return [known[prompt.after[-1:]] for prompt in prompts]
 
     @torch.no_grad()
     def rank(
@@ -178,23 +246,21 @@ class LanguageModel(nn.Module):
         embeds, mask = self._embed(prefix[None], prefix_mask[None], [prompt])
         out = self.model(inputs_embeds=embeds, attention_mask=mask, use_cache=True, logits_to_keep=1)
         rows = [tuple(row) for row in self.answer_ids(prompt, candidates)]
-        scores: dict[tuple[int, ...], float] = {}
-        unique = sorted(set(rows))
-        for start in range(0, len(unique), chunk):
-            trie = _trie(unique[start : start + chunk])
+        scores: dict[Row, float] = {}
+        for trie in tries(tuple(rows), chunk):
             logprobs = out.logits[:, -1]
             if trie.tokens:
-                seen = F.pad(trie.ancestry().to(self.device), (embeds.shape[1], 0), value=True)
+                seen = F.pad(trie.ancestry.to(self.device), (embeds.shape[1], 0), value=True)
                 hidden = torch.zeros(seen.shape, dtype=embeds.dtype, device=self.device)
                 depths = torch.tensor([trie.depths], device=self.device)
-                following = self.model(
+                after = self.model(
                     input_ids=torch.tensor([trie.tokens], device=self.device),
                     attention_mask=hidden.masked_fill(~seen, torch.finfo(embeds.dtype).min)[None, None],
                     position_ids=embeds.shape[1] + depths,
                     past_key_values=DynamicCache([(c.keys, c.values) for c in out.past_key_values.layers]),
                     use_cache=True,
                 )
-                logprobs = torch.cat([logprobs, following.logits[0]])
+                logprobs = torch.cat([logprobs, after.logits[0]])
             logprobs = logprobs.float().log_softmax(-1)
             for row, nodes in trie.paths.items():
                 scores[row] = logprobs[nodes, list(row)].mean().item()
@@ -244,42 +310,3 @@ def _pad(rows: Sequence[Sequence[int]], width: int, value: int, device: torch.de
 def _positions(mask: Tensor) -> Tensor:
     """(B,T) bool -> (B,T) int64: the place of each token among those that are there."""
     return (mask.long().cumsum(1) - 1).clamp(min=0)
-
-
-@dataclass
-class _Trie:
-    """
-    Token sequences merged where they begin alike. Node 0 is the prompt's end; node n > 0 holds ``tokens[n - 1]``, below
-    ``parents[n - 1]``, ``depths[n - 1]`` tokens after the first. ``paths``: for each sequence the nodes that predict
-    its tokens.
-    """
-
-    tokens: list[int]
-    parents: list[int]
-    depths: list[int]
-    paths: dict[tuple[int, ...], list[int]]
-
-    def ancestry(self) -> Tensor:
-        """(N,N) bool: row n - 1 is True at n itself and at its ancestors."""
-        seen = torch.eye(len(self.tokens), dtype=torch.bool)
-        for node, parent in enumerate(self.parents):  # a parent comes before its children
-            if parent:
-                seen[node] |= seen[parent - 1]
-        return seen
-
-
-def _trie(rows: Sequence[tuple[int, ...]]) -> _Trie:
-    """The trie of the sequences but for their last tokens, which are predicted but predict nothing."""
-    trie, children = _Trie([], [], [], {}), {}
-    for row in rows:
-        nodes = [0]
-        for depth, token in enumerate(row[:-1]):
-            key = (nodes[-1], token)
-            if key not in children:
-                trie.tokens.append(token)
-                trie.parents.append(nodes[-1])
-                trie.depths.append(depth)
-                children[key] = len(trie.tokens)
-            nodes.append(children[key])
-        trie.paths[row] = nodes
-    return trie

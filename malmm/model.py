@@ -1,6 +1,6 @@
-"""The whole model: embeddings of an image and a question in, an answer out."""
+"""The whole model: embeddings of an image or a video and of a question in, an answer out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from malmm.connector import TURNS, Connector
 from malmm.language import LanguageModel, Lora, Quantization
+from malmm.pretrained import Loaded, load_pretrained
 from malmm.prompt import Prompt, Template
 from malmm.qformer import QFormerConfig
 
@@ -18,6 +19,7 @@ from malmm.qformer import QFormerConfig
 PARTS = {
     "imagebind_fc": "connector.imagebind_fc.",
     "turn_pe": "connector.turn_pe.",
+    "image_pe": "connector.image_pe.",
     "ln_vision": "connector.ln_vision.",
     "query_tokens": "connector.query_tokens",
     "qformer_words": "connector.Qformer.bert.embeddings.word_embeddings.",
@@ -32,6 +34,9 @@ class ModelConfig:
     """
     All that decides the model beside the bytes of the language model and the tokenizer; goes into a checkpoint as JSON.
     ``qformer.vocab_size`` None: that of the text tokenizer. ``max_prompt_tokens``: history is cut to fit it.
+    ``memory_bank_length``: entries of the memory banks; 0 = none, every frame goes to the language model on its own.
+    ``max_frames``: rows of image_pe, which is there with banks only. ``qformer_text``: whether the Q-Former reads the
+    question or, as MA-LMM's, the whole prompt.
     """
 
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
@@ -39,6 +44,9 @@ class ModelConfig:
     normalize_inputs: bool = True
     vision_dim: int = 1024
     text_dim: int = 1024
+    memory_bank_length: int = 0
+    max_frames: int = 120
+    qformer_text: Literal["question", "prompt"] = "question"
     max_text_tokens: int = 128
     quantization: Quantization = "nf4"
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -54,6 +62,10 @@ class ModelConfig:
             raise ValueError(f"trainable: {', '.join(unknown) or 'nothing'}; allowed: {', '.join(PARTS)}")
         if ("lora" in self.trainable) != (self.lora is not None):
             raise ValueError("trainable names lora exactly when lora is configured (rank, alpha, dropout)")
+        if "image_pe" in self.trainable and not self.memory_bank_length:
+            raise ValueError("trainable names image_pe, which is there only with a memory_bank_length above 0")
+        if self.memory_bank_length < 0 or self.max_frames < 1:
+            raise ValueError(f"memory_bank_length {self.memory_bank_length} is below 0, or max_frames below 1")
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "trainable": list(self.trainable)}
@@ -74,7 +86,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one image; ``history`` holds (question, answer), oldest first."""
+    """One question about one image or video; ``history`` holds (question, answer), oldest first."""
 
     question: str
     turn: int = 0
@@ -91,7 +103,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """B samples and the embeddings of their images (B,vision_dim) and questions (B,text_dim), float16 or float32."""
+    """
+    B samples, float16 or float32 embeddings of their images (B,vision_dim) or of their videos' T frames
+    (B,T,N,vision_dim), N tokens each, and those of their questions (B,text_dim).
+    """
 
     samples: Sequence[Sample]
     vision: Tensor
@@ -110,10 +125,11 @@ class MultimodalModel(nn.Module):
         connector: Connector,
         language: LanguageModel,
         text_tokenizer: PreTrainedTokenizerBase,
+        pretrained: Loaded | None = None,
     ) -> None:
         super().__init__()
         self.config, self.connector, self.language = config, connector, language
-        self.text_tokenizer = text_tokenizer
+        self.text_tokenizer, self.pretrained = text_tokenizer, pretrained
         self.trainable(config.trainable)
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
@@ -129,11 +145,22 @@ class MultimodalModel(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, batch: Batch, beams: int = 1, max_new_tokens: int = 30, length_penalty: float = 1.0
+        self,
+        batch: Batch,
+        beams: int = 1,
+        max_new_tokens: int = 30,
+        length_penalty: float = 1.0,
+        min_new_tokens: int = 1,
+        allowed: Sequence[str] | None = None,
     ) -> list[str]:
-        """One answer a sample: greedy, or the best of ``beams``; it ends at EOS or at a new line."""
+        """
+        One answer a sample: greedy, or the best of ``beams``; it ends at EOS or at a new line. ``allowed``: each answer
+        is one of these strings, whatever the numbers of tokens say.
+        """
         prefix, mask = self.prefix(batch)
-        return self.language.generate(prefix, mask, self.prompts(batch), beams, max_new_tokens, length_penalty)
+        return self.language.generate(
+            prefix, mask, self.prompts(batch), beams, max_new_tokens, length_penalty, min_new_tokens, allowed
+        )
 
     @torch.no_grad()
     def rank(self, batch: Batch, candidates: Sequence[Sequence[str]], chunk: int = 128) -> list[Tensor]:
@@ -144,22 +171,46 @@ class MultimodalModel(nn.Module):
             for sample in zip(prefix, mask, self.prompts(batch), candidates, strict=True)
         ]
 
+    def stream(self, batch: Batch, max_new_tokens: int = 30) -> Iterator[str]:
+        """
+        The greedy answer to a batch of one sample, piece by piece as it comes; joined, the pieces are what generate
+        gives. Raises ValueError for a batch of another size.
+        """
+        if len(batch) != 1:
+            raise ValueError(f"{len(batch)} samples, but one answer is streamed at a time")
+        with torch.no_grad():
+            prefix, mask = self.prefix(batch)
+        return self.language.stream(prefix, mask, self.prompts(batch), max_new_tokens)
+
+    def memory(self, batch: Batch) -> list[Tensor]:
+        """
+        Videos' visual bank over time: for each of T frames the sizes (B,M,N) int64 of its entries after that frame, on
+        the CPU. An entry is a contiguous run of frames, so the sizes alone say which were merged. M grows to
+        memory_bank_length; the last is as the answer is made from, the last frame beside the bank (M at most
+        memory_bank_length + 1). Raises ValueError without banks.
+        """
+        vision, text, turns = self._inputs(batch)
+        return [sizes.long().cpu() for sizes in self.connector.memory(vision, text, turns)]
+
     def prefix(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Visual tokens (B,P,llm hidden) and their mask (B,P) bool. Raises ValueError on a turn out of range."""
+        texts = [sample.question for sample in batch.samples]
+        if self.config.qformer_text == "prompt":
+            texts = [(prompt.before + prompt.after).strip() for prompt in self.prompts(batch)]
+        words = self.text_tokenizer(texts, truncation=True, max_length=self.config.max_text_tokens)["input_ids"]
+        longest = max(map(len, words))
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in words], dtype=torch.long)
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in words], dtype=torch.long)
+        device = self.language.device
+        return self.connector(*self._inputs(batch), ids.to(device), mask.to(device))
+
+    def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """vision, text and turn for the connector, on its device."""
         device = self.language.device
         turns = [sample.turn for sample in batch.samples]
         if not all(0 <= turn < TURNS for turn in turns):
             raise ValueError(f"turn {max(turns)}: turn_pe has rows 0 to {TURNS - 1}")
-        words = self.text_tokenizer(
-            [sample.question for sample in batch.samples], truncation=True, max_length=self.config.max_text_tokens
-        )["input_ids"]
-        longest = max(map(len, words))
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in words], dtype=torch.long)
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in words], dtype=torch.long)
-        return self.connector(
-            batch.vision.to(device), batch.text.to(device), torch.tensor(turns, device=device), ids.to(device),
-            mask.to(device),
-        )  # fmt: skip
+        return batch.vision.to(device), batch.text.to(device), torch.tensor(turns, device=device)
 
     def prompts(self, batch: Batch) -> list[Prompt]:
         render, budget = self.config.template.render, self.config.max_prompt_tokens
@@ -204,12 +255,16 @@ class MultimodalModel(nn.Module):
 
 
 def build_model(
-    config: ModelConfig, llm: str | Path, device: str = "cpu", text_tokenizer: str | Path | None = None
+    config: ModelConfig,
+    llm: str | Path,
+    device: str = "cpu",
+    text_tokenizer: str | Path | None = None,
+    qformer_weights: str | Path | None = None,
 ) -> MultimodalModel:
     """
-    The untrained model, in evaluation mode; the same config, bytes of ``llm`` and of ``text_tokenizer`` give the same
-    weights. ``llm``: a directory of transformers. ``text_tokenizer``: that of the Q-Former's text, by default the
-    language model's.
+    The untrained model, in evaluation mode; the same config and bytes of the files give the same weights. ``llm``: a
+    directory of transformers. ``text_tokenizer``: that of the Q-Former's text, by default the language model's.
+    ``qformer_weights``: a pretrained Q-Former (load_pretrained); what it gave is in the model's ``pretrained``.
     """
     language = LanguageModel(llm, config.quantization, config.precision, device, config.lora, config.seed)
     tokenizer = language.tokenizer
@@ -225,6 +280,9 @@ def build_model(
         config.text_dim,
         config.outputs,
         config.normalize_inputs,
+        config.memory_bank_length,
+        config.max_frames,
         config.seed,
-    ).to(device)
-    return MultimodalModel(config, connector, language, tokenizer).eval()
+    )
+    pretrained = None if qformer_weights is None else load_pretrained(connector, qformer_weights)
+    return MultimodalModel(config, connector.to(device), language, tokenizer, pretrained).eval()

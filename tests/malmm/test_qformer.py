@@ -1,52 +1,23 @@
 """The Q-Former against vectors made by the official code."""
 
-import json
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from malmm.initial import initialise
 from malmm.qformer import QFormer, QFormerConfig
+from tests.malmm.golden import Golden, close
 
 
 @pytest.fixture(scope="module")
-def golden_folder(shared) -> Path:
-    named = os.environ.get("MALMM_GOLDEN")
-    return Path(named) if named else shared("golden/memory_bank")
+def golden(shared) -> Golden:
+    return Golden.read(shared, "golden_qformer_nomem", "golden_qformer_mb")
 
 
 @pytest.fixture(scope="module")
-def golden(golden_folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(golden_folder / "golden_qformer_nomem.safetensors")
-
-
-@pytest.fixture(scope="module")
-def qformer(golden_folder: Path, golden: dict[str, torch.Tensor]) -> QFormer:
-    sizes = json.loads((golden_folder / "golden_qformer_mb.json").read_text())["config"]
-    config = QFormerConfig(
-        vocab_size=sizes["vocab"],
-        hidden=sizes["hidden"],
-        layers=sizes["layers"],
-        heads=sizes["heads"],
-        intermediate=sizes["intermediate"],
-        cross_attention_every=sizes["cross_attention_freq"],
-        encoder_width=sizes["encoder_width"],
-        query_tokens=sizes["num_query_tokens"],
-        max_positions=sizes["max_position"],
-        eps=sizes["layer_norm_eps"],
-    )
-    model = QFormer(config).eval()
-    prefix = "weights.Qformer."
-    model.load_state_dict({k.removeprefix(prefix): v for k, v in golden.items() if k.startswith(prefix)})
-    return model
-
-
-def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+def qformer(golden: Golden) -> QFormer:
+    return golden.qformer()
 
 
 @pytest.mark.parametrize("tokens", ["n1", "n5"])
