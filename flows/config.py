@@ -8,11 +8,11 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from stages.extract_frames.config import ExtractConfig
 
 from stages.config import StageConfig
 from stages.embed_imagebind.config import EmbedConfig
 from stages.evaluate.config import EvaluateConfig
+from stages.extract_frames.config import ExtractConfig
 from stages.finetune.config import FinetuneConfig
 from stages.ingest.config import IngestConfig
 
@@ -24,8 +24,8 @@ class ConfigError(Exception):
 class Pipeline(BaseModel):
     """A pipeline: where its store is, and the settings of its stages.
 
-    `images`, `videos`, `llm` and `device` are given once here and handed to each stage that has such a field and
-    does not set its own. A pipeline over images has no `extract_frames`; one with a `checkpoint` trains nothing.
+    The fields of SHARED are given once here and handed to each stage that has such a field and does not set its own.
+    A pipeline over images has no `extract_frames`; one with a `checkpoint` trains nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,7 +51,7 @@ class Pipeline(BaseModel):
         return [self.ingest, *frames, self.embed_imagebind, *train, self.evaluate]
 
 
-SHARED = ("images", "videos", "llm", "device")
+SHARED = ("images", "videos", "llm", "text_tokenizer", "qformer_weights", "device")
 STAGES: dict[str, type[StageConfig]] = {
     name: kind
     for name, field in Pipeline.model_fields.items()

@@ -14,8 +14,8 @@ HEAD = """# Every field of a config
 
 Written by `python -m flows.reference > docs/config.md` from the classes that check a config; a test holds that it is
 current. A pipeline is one YAML file (configs/ has some); `--set stage.field=value` lays a value over it. Relative paths
-start where the command runs. `images`, `llm` and `device` may be given once at the top: every stage that has such a
-field and does not set its own takes them from there.
+start where the command runs. What several stages take - `images`, `videos`, `llm` and others, below - may be given once
+at the top: every stage that has such a field and does not set its own takes it from there.
 
 *In the key*: **yes** - the value changes the output, and so the artifact's key; **bytes** - the file's bytes enter the
 key, its name does not; **no** - it says how the work is done, not what comes out (beyond rounding), and may differ

@@ -152,9 +152,11 @@ class LanguageModel(nn.Module):
         length_penalty: float = 1.0,
         min_new_tokens: int = 1,
         allowed: Sequence[str] | None = None,
+        returned: int = 1,
     ) -> list[str]:
         """
-        Answers (greedy, or the best of ``beams``), ended by EOS or a new line; shapes as in answer_loss.
+        Answers (greedy, or the best of ``beams``), ended by EOS or a new line; shapes as in answer_loss. ``returned``:
+        so many of a sample's beams, best first, one after the other.
 
         allowed: each answer is one of these strings, chosen token by token among those that continue one of them; the
         numbers of new tokens do not matter then. Raises ValueError if there is none.
@@ -169,6 +171,7 @@ class LanguageModel(nn.Module):
         config = GenerationConfig(
             do_sample=False,
             num_beams=beams,
+            num_return_sequences=returned,
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens if not options else None,
             length_penalty=length_penalty,
@@ -188,8 +191,8 @@ class LanguageModel(nn.Module):
             prefix_allowed_tokens_fn=may_follow if options else None,
         )
         if options:
-            ends = [row.index(self.eos) + 1 for row in ids.tolist()]
-            return [o[tuple(row[:end])] for o, row, end in zip(options, ids.tolist(), ends, strict=True)]
+            rows = [tuple(row[: row.index(self.eos) + 1]) for row in ids.tolist()]
+            return [options[number // returned][row] for number, row in enumerate(rows)]
         return [self._text(row) for row in ids]
 
     @torch.no_grad()

@@ -152,14 +152,17 @@ class MultimodalModel(nn.Module):
         length_penalty: float = 1.0,
         min_new_tokens: int = 1,
         allowed: Sequence[str] | None = None,
+        returned: int = 1,
     ) -> list[str]:
         """
         One answer a sample: greedy, or the best of ``beams``; it ends at EOS or at a new line. ``allowed``: each answer
-        is one of these strings, whatever the numbers of tokens say.
+        is one of these strings, whatever the numbers of tokens say. ``returned``: so many of a sample's beams, best
+        first, one after the other.
         """
         prefix, mask = self.prefix(batch)
         return self.language.generate(
-            prefix, mask, self.prompts(batch), beams, max_new_tokens, length_penalty, min_new_tokens, allowed
+            prefix, mask, self.prompts(batch), beams, max_new_tokens, length_penalty, min_new_tokens, allowed,
+            returned,
         )
 
     @torch.no_grad()

@@ -9,15 +9,18 @@ from stages.config import How, SourceFile, StageConfig
 
 
 class EmbedConfig(StageConfig):
-    """Embeds the images and questions of the samples with ImageBind, except what the bank has."""
+    """Embeds images, videos (frames, sound) and questions of the samples with ImageBind, except what the bank has."""
 
     STAGE: ClassVar[str] = "embed_imagebind"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     KIND: ClassVar[str] = "features"
     INPUTS: ClassVar[tuple[str, ...]] = ("samples",)
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("frames",)
+    CODE: ClassVar[tuple[str, ...]] = ("video",)
     LIBRARIES: ClassVar[tuple[str, ...]] = (
         "torch",
         "pillow",
+        "av",
         "ftfy",
         "regex",
         "tokenizers",
@@ -38,15 +41,27 @@ class EmbedConfig(StageConfig):
         "fp32", description="of the matrix products; bf16 and fp16 (autocast) are for a GPU"
     )
     dtype: Literal["float16", "float32"] = Field("float16", description="of the rows in the feature bank")
+    tokens: Literal["frame", "patch"] = Field(
+        "frame",
+        description="of a video's frame: one embedding, or the trunk's 257 tokens (class token, 16 x 16 patches) "
+        "before the head, 320 times as many bytes",
+    )
+    audio: bool = Field(True, description="also embed the sound of videos that have some, in clips of 2 s")
 
-    images: How[Path] = Field(description="the folder that the samples' media paths lie below")
+    images: How[Path | None] = Field(None, description="the folder that the samples' paths of images lie below")
+    videos: How[Path | None] = Field(
+        None, description="the folder that paths of videos lie below; read for sound, and for frames of format: direct"
+    )
     device: How[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto takes the GPU where there is one")
-    vision_batch: How[int] = Field(16, ge=1, description="images a step; every step is padded to it")
+    vision_batch: How[int] = Field(16, ge=1, description="images or frames a step; every step is padded to it")
     text_batch: How[int] = Field(32, ge=1, description="questions a step; every step is padded to it")
-    shard_rows: How[int] = Field(2048, ge=1, description="embeddings a shard; a kill loses one shard")
+    audio_batch: How[int] = Field(16, ge=1, description="clips of sound a step; every step is padded to it")
+    shard_rows: How[int] = Field(
+        2048, ge=1, description="embeddings a shard, but at least 64 frames; a kill loses one shard"
+    )
     workers: How[int] = Field(4, ge=1, description="threads that decode images while the model runs")
     max_failed_share: float = Field(
-        0.0, ge=0, le=1, description="the share of images and questions that may fail before the stage does"
+        0.0, ge=0, le=1, description="the share of images, videos and questions that may fail before the stage does"
     )
 
     @model_validator(mode="after")
@@ -63,5 +78,7 @@ class EmbedConfig(StageConfig):
         return fields if self.weights is None else {k: v for k, v in fields.items() if k != "seed"}
 
     def problems(self) -> list[str]:
-        there = [] if self.images.is_dir() else [f"embed_imagebind.images: no folder {self.images}"]
-        return super().problems() + there
+        folders = {"images": self.images, "videos": self.videos}
+        return super().problems() + [
+            f"embed_imagebind.{name}: no folder {path}" for name, path in folders.items() if path and not path.is_dir()
+        ]

@@ -193,6 +193,11 @@ class ImageBind(nn.Module):
         depth, thermal  (B, 1, 224, 224);    imu  (B, 6, 2000)
     Vision is of unit norm, text of norm min(exp(log_logit_scale), 100), audio 20, depth 5, thermal 10, imu 5;
     several clips are averaged after that and not normalised again, as in the published model.
+
+    `patches(x)` of images (B, 3, 224, 224): (B, 257, vision width), float32 but under autocast; the class token
+    first, then 16 x 16 patches. It is the trunk's output, before the LayerNorm of ImageBind's head: MA-LMM takes
+    its frozen encoder's last block in the same way and normalises that itself, by a LayerNorm that it trains
+    (`ln_vision`). The head's norm would leave nothing for that one to learn, and its weights are of the class token.
     """
 
     def __init__(self, config: ImageBindConfig, modalities: Sequence[str] = MODALITIES):
@@ -221,3 +226,6 @@ class ImageBind(nn.Module):
         chosen = head(hidden, x) if modality == "text" else head(hidden)
         embedded = self.modality_postprocessors[modality](chosen)
         return embedded if clips is None else embedded.unflatten(0, (-1, clips)).mean(dim=1)
+
+    def patches(self, x: Tensor) -> Tensor:
+        return self.modality_trunks["vision"](self.modality_preprocessors["vision"](x))

@@ -144,10 +144,35 @@ def audio_clips(waveform: Tensor, rate: int) -> Tensor:
     for start in clip_starts(waveform.shape[1] / SAMPLE_RATE, AUDIO_CLIPS):
         clip = waveform[:, int(start * SAMPLE_RATE) : int((start + CLIP_SECONDS) * SAMPLE_RATE)]
         clip -= clip.mean()
-        mel = log_mel(clip[0])
-        mel = F.pad(mel, (0, MEL_FRAMES - mel.shape[1]))[None]
-        clips.append((mel - AUDIO_MEAN) / AUDIO_STD)
+        clips.append(_mel_input(clip))
     return torch.stack(clips)
+
+
+def audio_clip(waveform: Tensor, rate: int) -> Tensor:
+    """(1, 128, 204) float32 of one clip of at most 2 s: what `audio_clips` makes of it where no clips overlap.
+
+    waveform (channels, samples) float32 at `rate` Hz: the first channel is heard, the mean over all taken off.
+    A shorter clip is padded with zeros behind its mel frames. Raises ValueError for less than 25 ms, more than
+    2 s, or samples that are not finite."""
+    if not torch.isfinite(waveform).all():
+        raise ValueError("its samples are not finite numbers")
+    clip = resample(waveform, rate).contiguous()  # a mean over a view with gaps adds up in another order
+    if not FRAME <= clip.shape[1] <= CLIP_SECONDS * SAMPLE_RATE:
+        raise ValueError(
+            f"{clip.shape[1]} samples at 16 kHz; {FRAME} (25 ms) to {CLIP_SECONDS * SAMPLE_RATE} are heard"
+        )
+    return _mel_input(clip - clip.mean())
+
+
+def heard(samples: int, rate: int) -> bool:
+    """Whether a clip of so many samples fills one window of 25 ms: less has no spectrum, and is no clip."""
+    return math.ceil(samples * SAMPLE_RATE / rate) >= FRAME
+
+
+def _mel_input(clip: Tensor) -> Tensor:
+    mel = log_mel(clip[0])
+    mel = F.pad(mel, (0, MEL_FRAMES - mel.shape[1]))[None]
+    return (mel - AUDIO_MEAN) / AUDIO_STD
 
 
 # ---- video

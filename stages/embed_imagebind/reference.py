@@ -26,7 +26,8 @@ from stages.embed_imagebind.stems import CONTEXT_LENGTH
 
 
 class ReferenceImageBind(nn.Module):
-    """`ImageBind` with the official code inside: the same `forward(modality, x)`, the same tensors.
+    """`ImageBind` with the official code inside: the same `forward(modality, x)` and `patches(x)`,
+    the same tensors.
 
     Raises WrongConfig when the package is not installed."""
 
@@ -42,6 +43,10 @@ class ReferenceImageBind(nn.Module):
         if modality == "text":  # its causal mask is for the full context alone
             x = F.pad(x, (0, CONTEXT_LENGTH - x.shape[1]))
         return self.model({modality: x})[modality]
+
+    def patches(self, x: Tensor) -> Tensor:
+        tokens = self.model.modality_preprocessors["vision"](vision=x)["trunk"]
+        return self.model.modality_trunks["vision"](**tokens)
 
 
 class _RealLinspace(TorchFunctionMode):

@@ -4,16 +4,15 @@ What the bank lacks is planned once, in whole shards, and the plan is kept besid
 loses the shard in work, and the next run makes the remaining shards just as they were planned.
 """
 
-import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from torch import Tensor
 
 from stages.contract import BadInput, Job
@@ -21,78 +20,65 @@ from stages.embed_imagebind.config import EmbedConfig
 from stages.embed_imagebind.embed import BadImage, Embedder, load_tensors, padded_lengths
 from stages.embed_imagebind.model import ARCHITECTURES
 from stages.embed_imagebind.preprocess import PREPROCESSING
+from stages.embed_imagebind.samples import collect, reader
+from stages.embed_imagebind.steps import StepReader
 from stages.embed_imagebind.tokenizer import tokenize
+from stages.embed_imagebind.videos import Segment, Videos, examine
 from stages.embed_imagebind.weights import weights_digest
 from storage import key_of
 from storage.digests import Digests
-from storage.features import FeatureBank, text_digest
-from storage.tables import FEATURE_ITEMS
+from storage.features import FeatureBank
+from storage.tables import FEATURE_ITEMS, TIMELINES
+from storage.videos import SEGMENT
 
 PLAN = "plan.parquet"
 PLAN_ROWS = pa.schema([*FEATURE_ITEMS, pa.field("shard", pa.int32(), nullable=False)])
+ENCODERS = {"vision": "vision", "frames": "vision", "audio": "audio", "text": "text"}
 
-# The distinct content of the samples: modality -> digest -> path below the media root, or question.
-Items = dict[str, dict[str, str]]
+# Modality -> digest -> path below the media root, question, or segment of a video.
+Items = dict[str, dict[str, str | Segment]]
 Shard = tuple[str, list[str]]  # modality, digests
 
 
 def run(job: Job) -> None:
     """Embed what the bank lacks; write items.parquet. Raises BadInput when more items fail than may."""
     config: EmbedConfig = job.config
-    items = collect(job)
+    wanted = collect(job)
+    videos = examine(job, wanted.videos) if "frames" in job.inputs else None
+    items: Items = {"vision": wanted.images, "text": wanted.questions}
+    if videos is not None:
+        items |= {modality: videos.segments(modality) for modality in videos.recipes}
     encoder, tensors = encoder_of(job)
     bank = FeatureBank(job.store, encoder["bank"])
-    shards = plan(job, bank, items)
-    planned = {(modality, digest) for modality, digests in shards for digest in digests}
-    for modality, digest in _all(items):
-        if (modality, digest) not in planned:
-            job.ledger.reused(f"{modality}/{digest}")
+    shards = plan(job, bank, items, videos)
+    embedding = Embedding(job, bank, items, videos)
+    embedding.run(shards, encoder, tensors)
 
-    failures = embed(job, bank, items, shards, encoder, tensors)
-    total = sum(map(len, items.values()))
+    failures = embedding.failures
+    total = len(set(embedding.ids.values()) | set(failures))
     if len(failures) > config.max_failed_share * total:
         some = "; ".join(list(failures.values())[:5]) + ("; ..." if len(failures) > 5 else "")
         raise BadInput(
-            f"{len(failures)} of {total} images and questions failed, more than embed_imagebind."
+            f"{len(failures)} of {total} images, videos and questions failed, more than embed_imagebind."
             f"max_failed_share: {config.max_failed_share} allows: {some}"
         )
-    done = [item for item in _all(items) if item not in failures]
+    done = [item for item in _all(items) if embedding.ids[item] not in failures]
     job.draft.write_table("items.parquet", _table(done, FEATURE_ITEMS))
+    if videos is not None:
+        good = {modality: {items[m][d].video for m, d in done if m == modality} for modality in videos.recipes}
+        rows = [row for modality in sorted(good) for row in videos.timelines(modality, good[modality])]
+        job.draft.write_table("timelines.parquet", pa.Table.from_pylist(rows, schema=TIMELINES))
     job.about |= {
-        "encoder": encoder,
+        "encoder": encoder | (videos.about() if videos is not None else {}),
         "items": {m: sum(m == modality for modality, _ in done) for m in items},
-        "reused": total - len(planned),
+        "reused": len(embedding.reused),
     }
-
-
-def collect(job: Job) -> Items:
-    """The distinct images and questions of the samples, or those asked for. Raises BadInput for none."""
-    table = job.inputs["samples"].read_table("samples.parquet", ["media", "media_path", "question"])
-    missing = table.filter(pc.is_null(table["media"]))
-    for path in pc.unique(missing["media_path"]).to_pylist():
-        job.ledger.skipped(f"vision/{path}", "the image was missing at ingest")
-    images = table.filter(pc.is_valid(table["media"])).group_by("media").aggregate([("media_path", "min")])
-    items = {
-        "vision": dict(zip(images["media"].to_pylist(), images["media_path_min"].to_pylist())),
-        "text": {text_digest(text): text for text in pc.unique(table["question"]).to_pylist()},
-    }
-    if job.only:
-        items = {
-            modality: {digest: value for digest, value in found.items() if job.only & {f"{modality}/{digest}", value}}
-            for modality, found in items.items()
-        }
-    if not any(items.values()):
-        raise BadInput(
-            f"no item is {', '.join(sorted(job.only))}: name items as ledgers do (vision/<SHA-256>, "
-            "text/<SHA-256>), by media path or by question"
-            if job.only
-            else f"samples {job.inputs['samples'].key[:12]} hold no image and no question: look at ingest"
-        )
-    return items
 
 
 def encoder_of(job: Job) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
-    """What makes the rows, for bank and manifest; and the tensors, where they had to be drawn for it."""
+    """What makes the rows, for bank and manifest; and the tensors, where they had to be drawn for it.
+
+    A video's tokens are not in it: of what is one bank, a shard has its own width, and a recipe names the steps."""
     config: EmbedConfig = job.config
     tensors = None
     if config.weights is None:
@@ -113,125 +99,184 @@ def encoder_of(job: Job) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
         "bank": f"imagebind-{config.architecture}-{key_of(made_by)[:12]}",
         "dim": ARCHITECTURES[config.architecture].out_embed_dim,
         "random_weights": config.weights is None,
-        "rows": {"vision": "unit norm", "text": "unit norm times min(exp(log_logit_scale), 100)"},
+        "rows": {
+            "vision": "unit norm",
+            "text": "unit norm times min(exp(log_logit_scale), 100)",
+            "frames": f"segments of {SEGMENT} frames: unit norm, or 257 tokens a frame before the head",
+            "audio": f"segments of {SEGMENT} clips: unit norm times 20",
+        },
     }, tensors
 
 
-def plan(job: Job, bank: FeatureBank, items: Items) -> list[Shard]:
-    """What is to be embedded, in the shards that will hold it: images by digest, texts by length."""
-    if not job.draft.partial.exists(PLAN):
+def plan(job: Job, bank: FeatureBank, items: Items, videos: Videos | None) -> list[Shard]:
+    """What is to be embedded, in the shards that will hold it: images by digest, texts by length, videos in time.
+
+    What an earlier try planned stays as it was; what it did not, since the video was refused then, comes after it."""
+    rows = job.draft.partial.read_table(PLAN).to_pylist() if job.draft.partial.exists(PLAN) else []
+    planned = {(row["modality"], row["digest"]) for row in rows}
+    fresh: list[tuple[str, str, int]] = []
+    for modality in sorted(items, key=list(ENCODERS).index):
+        found = items[modality] if modality in ("frames", "audio") else sorted(items[modality])
+        unplanned = [digest for digest in found if (modality, digest) not in planned]
         # --force embeds everything again: of two shards with an item, the bank reads the later.
-        lacking = {
-            modality: sorted(found) if job.request.force else bank.missing(modality, sorted(found))
-            for modality, found in items.items()
-        }
-        texts = lacking["text"]
-        lengths = padded_lengths(tokenize([items["text"][digest] for digest in texts]))
-        lacking["text"] = [texts[place] for place in np.argsort(lengths, kind="stable")]
-        rows = [
-            (modality, digest, place // job.config.shard_rows)
-            for modality in ("vision", "text")
-            for place, digest in enumerate(lacking[modality])
-        ]
-        job.draft.partial.write_table(PLAN, _table(rows, PLAN_ROWS))
+        lacking = unplanned if job.request.force else bank.missing(modality, unplanned)
+        if modality == "text":
+            lengths = padded_lengths(tokenize([items["text"][digest] for digest in lacking]))
+            lacking = [lacking[place] for place in np.argsort(lengths, kind="stable")]
+        tokens = 1 if videos is None else videos.tokens.get(modality, 1)
+        sizes = [_steps(items[modality][digest]) * tokens for digest in lacking]
+        first = 1 + max((row["shard"] for row in rows if row["modality"] == modality), default=-1)
+        fresh += [(modality, d, first + n) for d, n in zip(lacking, pack(sizes, job.config.shard_rows), strict=True)]
+    if fresh or not rows:
+        rows += _table(fresh, PLAN_ROWS).to_pylist()
+        job.draft.partial.write_table(PLAN, pa.Table.from_pylist(rows, schema=PLAN_ROWS))
     shards: dict[tuple[str, int], list[str]] = {}
-    for row in job.draft.partial.read_table(PLAN).to_pylist():
-        shards.setdefault((row["modality"], row["shard"]), []).append(row["digest"])
+    for row in rows:
+        if row["digest"] in items.get(row["modality"], ()):  # else the gate refuses a video that it let pass before
+            shards.setdefault((row["modality"], row["shard"]), []).append(row["digest"])
     return [(modality, digests) for (modality, _), digests in shards.items()]
 
 
-def embed(
-    job: Job,
-    bank: FeatureBank,
-    items: Items,
-    shards: list[Shard],
-    encoder: dict[str, Any],
-    tensors: dict[str, Tensor] | None,
-) -> dict[tuple[str, str], str]:
-    """Embed and publish what is left of each shard. Returns (modality, digest) -> what went wrong."""
-    config: EmbedConfig = job.config
-    lacking = set()
-    for modality in items:
-        planned = [digest for other, digests in shards if other == modality for digest in digests]
-        there = [] if job.request.force else set(planned).difference(bank.missing(modality, planned))
-        lacking.update((modality, digest) for digest in planned if digest not in there)
-        for digest in there:  # made by an earlier try of this job
-            job.ledger.done(f"{modality}/{digest}")
-    failures: dict[tuple[str, str], str] = {}
-    if not lacking:
-        return failures
-    bank.describe(encoder)
-    finished = 0
-    with Embedder(
-        config.engine,
-        config.architecture,
-        tensors or load_tensors(config.architecture, config.weights, config.seed),
-        precision=config.precision,
-        device=job.device,
-        vision_batch=config.vision_batch,
-        text_batch=config.text_batch,
-        workers=config.workers,
-    ) as embedder:
-        for modality, digests in shards:
-            contents = {d: items[modality][d] for d in digests if (modality, d) in lacking}
-            if contents:
-                progress = partial(_progress, job, finished, len(lacking))
-                failures |= embed_shard(job, bank, embedder, modality, contents, progress)
-                finished += len(contents)
-    job.metric("embedded", len(lacking) - len(failures))
-    return failures
+def pack(sizes: Sequence[int], most: int) -> list[int]:
+    """The shard of each item: items in order, as many as fit in `most` rows, at least one."""
+    shards, shard, held = [], 0, 0
+    for size in sizes:
+        if held and held + size > most:
+            shard, held = shard + 1, 0
+        held += size
+        shards.append(shard)
+    return shards
 
 
-def embed_shard(
-    job: Job,
-    bank: FeatureBank,
-    embedder: Embedder,
-    modality: str,
-    contents: dict[str, str],
-    progress: Callable[[int], None],
-) -> dict[tuple[str, str], str]:
-    """Embed `contents` (digest -> path or question), publish them as one shard, record what failed."""
-    begin = time.monotonic()
-    digests, failed = list(contents), {}
-    if modality == "vision":
-        readers = map(partial(reader, job.config.images), contents.values(), digests)
-        rows = embedder.vision(readers, failed.__setitem__, progress)
-    else:
-        rows = embedder.text(list(contents.values()), progress)
-    good = [digest for place, digest in enumerate(digests) if place not in failed]
-    if good:
-        bank.append(modality, good, rows.astype(job.config.dtype))
-    seconds = round((time.monotonic() - begin) / len(digests), 6)
-    for digest in good:
-        job.ledger.done(f"{modality}/{digest}", seconds)
-    failures = {}
-    for place, error in failed.items():
-        told = BadImage(f"{job.config.images / contents[digests[place]]}: {error}")
-        job.item_failed(f"{modality}/{digests[place]}", told, seconds)
-        failures[modality, digests[place]] = str(told)
-    return failures
+class Embedding:
+    """Embeds what is left of each shard, publishes it, and keeps the ledger.
+
+    ids: (modality, digest) -> the item's id in the ledger; a video's segments have one. failures: id -> what went
+    wrong, with those that the gate refused. reused: ids of what nothing was planned for."""
+
+    def __init__(self, job: Job, bank: FeatureBank, items: Items, videos: Videos | None):
+        self.job, self.bank, self.items, self.videos = job, bank, items, videos
+        self.ids = {(m, d): f"{m}/{_id(d, content)}" for m, found in items.items() for d, content in found.items()}
+        self.failures: dict[str, str] = dict(videos.failures) if videos is not None else {}
+        self.reused: set[str] = set()
+        self._seconds: Counter[str] = Counter()
+        self._left: Counter[str] = Counter()
+
+    def run(self, shards: list[Shard], encoder: dict[str, Any], tensors: dict[str, Tensor] | None) -> None:
+        job, config = self.job, self.job.config
+        planned = {(modality, digest) for modality, digests in shards for digest in digests}
+        self.reused = set(self.ids.values()) - {self.ids[item] for item in planned} - set(self.failures)
+        for id in sorted(self.reused):
+            job.ledger.reused(id)
+        lacking = set(planned)
+        if not job.request.force:  # made by an earlier try of this job
+            for modality in self.items:
+                mine = [digest for other, digest in planned if other == modality]
+                lacking -= {(modality, d) for d in set(mine).difference(self.bank.missing(modality, mine))}
+        self._left.update(self.ids[item] for item in lacking)
+        for id in sorted({self.ids[item] for item in planned} - set(self._left)):
+            job.ledger.done(id)
+        if not lacking:
+            return
+        self.bank.describe(encoder)
+        total, finished, embedded = sum(_steps(self.items[m][d]) for m, d in lacking), 0, 0
+        with ExitStack() as stack:
+            embedder = stack.enter_context(
+                Embedder(
+                    config.engine,
+                    config.architecture,
+                    tensors or load_tensors(config.architecture, config.weights, config.seed),
+                    sorted({ENCODERS[modality] for modality, _ in lacking}),
+                    precision=config.precision,
+                    device=job.device,
+                    vision_batch=config.vision_batch,
+                    text_batch=config.text_batch,
+                    audio_batch=config.audio_batch,
+                    workers=config.workers,
+                )
+            )
+            over_time = self.videos.recipes if self.videos is not None else ()
+            readers = {modality: stack.enter_context(self.videos.reader(modality)) for modality in over_time}
+            for modality, digests in shards:
+                contents = {d: self.items[modality][d] for d in digests if (modality, d) in lacking}
+                if not contents:
+                    continue
+                progress = partial(_progress, job, finished, total)
+                embedded += self._shard(embedder, modality, contents, readers.get(modality), progress)
+                finished += sum(map(_steps, contents.values()))
+        job.metric("embedded", embedded)
+
+    def _shard(
+        self,
+        embedder: Embedder,
+        modality: str,
+        contents: dict[str, str | Segment],
+        steps: StepReader | None,
+        progress: Callable[[int], None],
+    ) -> int:
+        """Embed `contents`, publish them as one shard, record what failed. Returns how many steps were embedded."""
+        begin = time.monotonic()
+        contents = {d: c for d, c in contents.items() if self.ids[modality, d] not in self.failures}
+        sizes = np.array([_steps(content) for content in contents.values()], np.int64)
+        failed: dict[int, BadInput] = {}  # by step
+        if modality == "text":
+            rows = embedder.text(list(contents.values()), progress)
+        elif modality == "vision":
+            readers = map(partial(reader, self.job.config.images), contents.values(), contents)
+            rows = embedder.vision(readers, failed.__setitem__, progress)
+        else:
+            sources = (s for c in contents.values() for s in steps.read(c.video, c.number * SEGMENT, c.steps))
+            patches = modality == "frames" and self.videos.tokens["frames"] > 1
+            encode = embedder.patches if patches else embedder.audio if modality == "audio" else embedder.vision
+            rows = encode(sources, failed.__setitem__, progress)
+        item_of = np.repeat(np.arange(len(contents)), sizes)
+        seconds = (time.monotonic() - begin) / max(len(item_of), 1)
+        ids = [self.ids[modality, digest] for digest in contents]
+        for id, size in zip(ids, sizes):
+            self._seconds[id] += seconds * size
+        for step in sorted(failed):
+            self._failed(modality, ids[item_of[step]], list(contents)[item_of[step]], failed[step])
+        # Of a video with a frame that failed, none is stored: all that is stored of it is right, or nothing is.
+        good = np.array([id not in self.failures for id in ids], bool)
+        if good.any():
+            there = np.setdiff1d(np.arange(len(item_of)), list(failed))  # the steps that have rows
+            rows = rows[good[item_of[there]]]
+            tokens = 1 if rows.ndim == 2 else rows.shape[1]
+            self.bank.append(
+                modality,
+                [digest for digest, fine in zip(contents, good) if fine],
+                rows.reshape(-1, rows.shape[-1]).astype(self.job.config.dtype),
+                sizes[good] * tokens,
+            )
+        for id, fine in zip(ids, good):
+            self._left[id] -= 1
+            if fine and not self._left[id]:
+                self.job.ledger.done(id, round(self._seconds[id], 6))
+        return int(sizes[good].sum())
+
+    def _failed(self, modality: str, id: str, digest: str, error: BadInput) -> None:
+        if id in self.failures:
+            return
+        content, seconds = self.items[modality][digest], round(self._seconds[id], 6)
+        if isinstance(content, Segment):
+            self.videos.refuse(self.job, modality, content.video, error, seconds)
+            self.failures[id] = self.videos.failures[id]
+        else:
+            told = BadImage(f"{self.job.config.images / content}: {error}")
+            self.job.item_failed(id, told, seconds)
+            self.failures[id] = str(told)
+
+
+def _steps(content: str | Segment) -> int:
+    return content.steps if isinstance(content, Segment) else 1
+
+
+def _id(digest: str, content: str | Segment) -> str:
+    return content.video if isinstance(content, Segment) else digest
 
 
 def _progress(job: Job, before: int, total: int, done: int) -> None:
-    job.progress(before + done, total, "images and questions")
-
-
-def reader(root: Path, relative: str, digest: str) -> Callable[[], bytes]:
-    """A function that reads an image below `root`, or raises BadImage if ingest saw another."""
-
-    def read() -> bytes:
-        path = PurePosixPath(relative)
-        if path.is_absolute() or ".." in path.parts:
-            raise BadImage("leaves the folder embed_imagebind.images; run ingest again")
-        try:
-            data = (root / path).read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-            raise BadImage(f"cannot be read ({error.strerror}): put it back, or run ingest again") from error
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise BadImage("has changed since ingest: run ingest again")
-        return data
-
-    return read
+    job.progress(before + done, total, "images, frames, clips and questions")
 
 
 def _table(rows: list[tuple], schema: pa.Schema) -> pa.Table:

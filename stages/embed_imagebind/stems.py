@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 CONTEXT_LENGTH = 77
+IMAGE_TOKENS = 257  # a class token and 16 x 16 patches
 VOCABULARY_SIZE = 49408
 END_OF_TEXT = 49407
 
@@ -90,7 +91,7 @@ def token_layer(modality: str, width: int) -> nn.Module:
 
     if modality == "vision":
         conv = nn.Conv3d(3, width, (2, 14, 14), (2, 14, 14), bias=False)
-        return PatchTokens(width, 257, "rgbt_stem", Stem(nn.Sequential(RepeatInTime(), conv), None))
+        return PatchTokens(width, IMAGE_TOKENS, "rgbt_stem", Stem(nn.Sequential(RepeatInTime(), conv), None))
     if modality == "audio":
         return PatchTokens(width, 229, "rgbt_stem", Stem(patches(16, 10), width))
     if modality == "depth":

@@ -14,8 +14,9 @@ from storage.digests import Digests
 class Checkpoint:
     """A checkpoint artifact: `config` of the model, and `weights()` for MultimodalModel.load_trained.
 
+    frames: how many frames of a video the model was trained on; None: on images. zero_shot: nothing was trained.
     Raises BadInput for a checkpoint of another version, WrongConfig when evaluate's language model (or the
-    tokenizer of the Q-Former's text) is not, byte for byte, the one it was trained with.
+    tokenizer of the Q-Former's text, or its pretrained weights) is not, byte for byte, the one it was trained with.
     """
 
     def __init__(self, job: Job):
@@ -23,7 +24,10 @@ class Checkpoint:
         record = self._artifact.read_json("config.json")
         try:
             self.config = ModelConfig.from_json(record["model"])
-            self.digests = {name: record[f"{name}_sha256"] for name in ("llm", "text_tokenizer")}
+            self.digests = {name: record.get(f"{name}_sha256") for name in ("llm", "text_tokenizer", "qformer_weights")}
+            training = record.get("training", {})
+            self.frames: int | None = training.get("frames")
+            self.zero_shot: bool = training.get("max_steps") == 0
         except (TypeError, KeyError, ValueError) as error:
             raise BadInput(
                 f"checkpoint {self._artifact.key}: config.json is not this version's ({error!r}): run finetune again"

@@ -35,13 +35,19 @@ def frequency_scores(counts: Mapping[str, int], candidates: Sequence[str]) -> np
 
 
 def permuted(media: Sequence[str], seed: int) -> dict[str, str]:
-    """Another image for each: a random cycle through the distinct ones, so that none keeps its own.
+    """Another image or video for each: a random cycle through the distinct ones, so that none keeps its own.
 
     Depends on the set of media and the seed alone. A single one keeps itself: there is no other.
     """
     distinct = sorted(set(media))
     order = [distinct[i] for i in np.random.default_rng(seed).permutation(len(distinct))]
     return dict(zip(order, order[1:] + order[:1], strict=True))
+
+
+def majority_classes(answers: Sequence[str], k: int) -> list[str]:
+    """The k commonest classes, the commonest first; equally common ones by the alphabet."""
+    counts = Counter(answers)
+    return sorted(counts, key=lambda name: (-counts[name], name))[:k]
 
 
 def _commonest(counts: Counter[str]) -> str:

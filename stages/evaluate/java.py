@@ -41,13 +41,16 @@ def tokenize(texts: Sequence[str]) -> list[str]:
     return [" ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION) for line in lines]
 
 
-def meteor_statistics(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
-    """METEOR 1.5 (Denkowski and Lavie, 2014) statistics of n tokenized pairs: (n, 23) float64.
+def meteor_statistics(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> np.ndarray:
+    """METEOR 1.5 (Denkowski and Lavie, 2014) statistics of n tokenized texts, each against its references: (n, 23).
 
-    For text_metrics.meteor; they may be added up over pairs. Chunks (column 20) of a pair that matches in
-    full count zero, as METEOR adds them. Raises as `tokenize` does.
+    float64, of several references those of the best one. For text_metrics.meteor; they may be added up over texts.
+    Chunks (column 20) of a pair that matches in full count zero, as METEOR adds them. Raises as `tokenize` does.
     """
-    pairs = [f"SCORE ||| {_plain(r)} ||| {_plain(h)}" for r, h in zip(references, hypotheses, strict=True)]
+    pairs = [
+        " ||| ".join(["SCORE", *map(_plain, texts), _plain(text)])
+        for texts, text in zip(references, hypotheses, strict=True)
+    ]
     program = ["-jar", str(_jar("meteor/meteor-1.5.jar")), "-", "-", "-stdio", "-l", "en", "-norm"]
     lines = _java("METEOR", ["-Xmx1g", *program], pairs)
     numbers = np.array([line.split() for line in lines], np.float64).reshape(len(lines), -1)

@@ -2,15 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from malmm.model import Batch, MultimodalModel, Sample
+from malmm.model import MultimodalModel
 from stages.contract import Job
-from storage.features import FeatureBank, text_digest
+from stages.evaluate.features import Features, Segment
+from stages.evaluate.scoring import Answers
 
 # Order of work: the untrained system is the model before its weights are loaded.
 SYSTEMS = ("untrained", "trained", "permuted")
@@ -21,39 +22,40 @@ PREDICTIONS = pa.schema(
         pa.field("answer", pa.string(), nullable=False),
         # mean log-likelihood of each candidate; null where they were not ranked
         pa.field("scores", pa.list_(pa.float32())),
+        pa.field("beams", pa.list_(pa.string())),  # classification: all beams' texts, best first
+        pa.field("constrained", pa.string()),  # classification: the class name said when nothing else is allowed
     ]
 )
 
 
-class Features:
-    """Embeddings of the samples' images and questions, gathered once."""
+@dataclass(frozen=True)
+class Said:
+    """What a system said of a row. scores: of the candidates, if ranked; beams, constrained: of a classification."""
 
-    def __init__(self, bank: FeatureBank, rows: Sequence[Mapping[str, Any]]):
-        media = sorted({row["media"] for row in rows})
-        questions = sorted({row["question"] for row in rows})
-        self._media = {digest: i for i, digest in enumerate(media)}
-        self._questions = {question: i for i, question in enumerate(questions)}
-        self._vision = torch.from_numpy(np.array(bank.gather("vision", media)))
-        self._text = torch.from_numpy(np.array(bank.gather("text", [text_digest(q) for q in questions])))
-
-    def batch(self, rows: Sequence[Mapping[str, Any]], shown: Mapping[str, str] | None = None) -> Batch:
-        """The rows as the model takes them; `shown` gives each image another in its place."""
-        media = [row["media"] if shown is None else shown[row["media"]] for row in rows]
-        return Batch(
-            [Sample.from_row(row) for row in rows],
-            self._vision[[self._media[m] for m in media]],
-            self._text[[self._questions[row["question"]] for row in rows]],
-        )
+    answer: str
+    scores: list[float] | None
+    beams: list[str] | None
+    constrained: str | None
 
 
-def kept(job: Job, system: str) -> dict[str, tuple[str, list[float] | None]]:
-    """What earlier, unfinished tries have saved of a system: sample -> (answer, candidate scores or None)."""
+def kept(job: Job, system: str) -> dict[str, Said]:
+    """What is saved of a system, by this try or an earlier, unfinished one, by sample."""
     found = {}
     for name in job.draft.partial.list():
         if name.startswith(f"{system}-"):
             table = job.draft.partial.read_table(name)
-            found |= {row["sample"]: (row["answer"], row["scores"]) for row in table.to_pylist()}
+            found |= {row.pop("sample"): Said(**row) for row in table.to_pylist()}
     return found
+
+
+def answers_of(said: Sequence[Said]) -> Answers:
+    """What a system said of all items, in their order."""
+    return Answers(
+        [one.answer for one in said],
+        [None if one.scores is None else np.array(one.scores, np.float32) for one in said],
+        None if said[0].beams is None else [one.beams for one in said],
+        None if said[0].constrained is None else [one.constrained for one in said],
+    )
 
 
 def predict(
@@ -63,7 +65,7 @@ def predict(
     rows: Sequence[Mapping[str, Any]],
     system: str,
     ranked: frozenset[str],
-    shown: Mapping[str, str] | None,
+    shown: Mapping[str, Segment] | None,
     tell: Callable[[int], None],
 ) -> None:
     """Answer all rows that no earlier try has answered, and rank candidates where the sample is in `ranked`.
@@ -112,18 +114,30 @@ def _answer(
     rows: Sequence[Mapping[str, Any]],
     system: str,
     ranked: frozenset[str],
-    shown: Mapping[str, str] | None,
+    shown: Mapping[str, Segment] | None,
 ) -> list[dict[str, Any]]:
     """Rows of PREDICTIONS. When the model refuses a batch, its samples are tried one by one."""
     started = time.monotonic()
     try:
-        batch = features.batch(rows, shown)
-        answers = model.generate(batch, job.config.beams, job.config.max_new_tokens)
+        batch, config = features.batch(rows, shown), job.config
+        search = (config.beams, config.max_new_tokens, config.length_penalty, config.min_new_tokens)
+        naming = rows[0]["task"] == "classification"
+        if naming and config.beams > 1:
+            texts = model.generate(batch, *search, returned=config.beams)  # MA-LMM's top-5 counts any of the beams
+            beams: Sequence[list[str] | None] = [
+                texts[i : i + config.beams] for i in range(0, len(texts), config.beams)
+            ]
+            answers = texts[:: config.beams]
+        else:
+            beams, answers = [None] * len(rows), model.generate(batch, *search)
+        constrained: list[str | None] = [None] * len(rows)
+        if naming and config.constrained:
+            constrained = model.generate(batch, config.beams, allowed=rows[0]["candidates"])
         wanted = [i for i, row in enumerate(rows) if row["sample"] in ranked]
         scores: dict[int, np.ndarray] = {}
         if wanted:
-            part = features.batch([rows[i] for i in wanted], shown)
-            found = model.rank(part, [rows[i]["candidates"] for i in wanted], job.config.candidates_at_once)
+            part = batch if len(wanted) == len(rows) else features.batch([rows[i] for i in wanted], shown)
+            found = model.rank(part, [rows[i]["candidates"] for i in wanted], config.candidates_at_once)
             scores = {i: one.numpy() for i, one in zip(wanted, found, strict=True)}
             for i, one in scores.items():
                 if np.isnan(one).any():
@@ -137,6 +151,7 @@ def _answer(
     for row in rows:
         job.ledger.done(f"{system}/{row['sample']}", seconds)
     return [
-        {"sample": row["sample"], "answer": answer, "scores": scores.get(i)}
-        for i, (row, answer) in enumerate(zip(rows, answers, strict=True))
+        {"sample": row["sample"], "scores": scores.get(i)}
+        | dict(zip(("answer", "beams", "constrained"), said, strict=True))
+        for i, (row, *said) in enumerate(zip(rows, answers, beams, constrained, strict=True))
     ]

@@ -8,33 +8,27 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import transformers
 
 from malmm.model import build_model
 from stages.contract import BadInput, Job
 from stages.evaluate.bootstrap import Score
 from stages.evaluate.checkpoint import Checkpoint, check_encoder, provenance
-from stages.evaluate.controls import frequency_scores, majority_answer, permuted
+from stages.evaluate.controls import frequency_scores, majority_answer, majority_classes, permuted
+from stages.evaluate.features import Features, segment_of
+from stages.evaluate.items import Row, item_of, read_items, read_split
 from stages.evaluate.plots import draw_all
-from stages.evaluate.predict import SYSTEMS, Features, kept, predict
+from stages.evaluate.predict import SYSTEMS, answers_of, kept, predict
 from stages.evaluate.report import Context, render, warnings_of
-from stages.evaluate.scoring import Answers, Item, Scored, score_systems, summarise, tokenizer_of
+from stages.evaluate.scoring import Answers, Item, Scored, score_systems, summarise
 from stages.evaluate.text_metrics import normalise
-from storage import Artifact
-from storage.features import open_features
-
-COLUMNS = [
-    "sample", "dialogue", "media", "turn", "caption", "history", "question", "answer", "candidates",
-    "gt_index", "relevance",
-]  # fmt: skip
 
 
 def run(job: Job) -> None:
     """Write predictions.parquet, metrics.json, gains.json, report.md and plots.
 
-    Raises WrongConfig when the language model is not the checkpoint's, BadInput when nothing can be scored.
+    Raises WrongConfig when the language model is not the checkpoint's, or the samples are not of what it was trained
+    on; BadInput when nothing can be scored, or more than max_failed_share failed.
     """
     config, notes = job.config, []
     checkpoint = Checkpoint(job)
@@ -44,64 +38,91 @@ def run(job: Job) -> None:
             "the encoder has random weights: it tells images and questions apart, but understands none, and "
             "the scores say nothing about ImageBind"
         )
-    rows = _rows(job, notes)
-    ranked = _to_rank(rows, config.ranking, notes)
-    _predict_all(job, checkpoint, rows, ranked, notes)
+    model_systems = SYSTEMS
+    if checkpoint.zero_shot:
+        model_systems = tuple(system for system in SYSTEMS if system != "untrained")
+        notes.append("zero-shot: the checkpoint was not trained (max_steps 0), so there is no model before training")
+    rows = read_items(job, checkpoint, model_systems, notes)
+    task, kind = rows[0]["task"], rows[0]["media_kind"]
+    features = Features(job.inputs["features"], rows, checkpoint.frames, config.frame_rounding)
+    rows = _shown(job, rows, features, model_systems, notes)
+    ranked = _to_rank(rows, config.ranking, notes) if task != "caption" else frozenset()
+    _predict_all(job, checkpoint, features, rows, ranked, model_systems, notes)
 
-    found = {system: kept(job, system) for system in SYSTEMS}
-    whole = [row for row in rows if all(row["sample"] in found[system] for system in SYSTEMS)]
+    found = {system: kept(job, system) for system in model_systems}
+    whole = [row for row in rows if all(row["sample"] in found[system] for system in model_systems)]
     if failed := len(rows) - len(whole):
-        said = f"{failed} of {len(rows)} samples failed and are not scored"
-        if not whole or failed > config.max_failed_share * len(rows):
-            raise BadInput(f"{said}: mend them, or raise evaluate.max_failed_share ({config.max_failed_share:g})")
-        notes.append(f"{said}; see ledger.parquet")
-    items = [
-        Item(r["sample"], r["dialogue"], r["turn"], r["question"], r["answer"], r["gt_index"], r["relevance"])
-        for r in whole
-    ]
-    systems = {system: _answers(whole, found[system]) for system in SYSTEMS}
+        _allow(job, failed, len(rows), "failed", notes)
+    items = [item_of(row) for row in whole]
+    systems = {system: answers_of([found[system][row["sample"]] for row in whole]) for system in model_systems}
     systems, majority = _with_majority(job, whole, systems, notes)
 
-    scored = score_systems(items, systems, config.protocol, config.meteor)
+    scored = score_systems(items, systems, task, config.protocol, config.meteor, config.spice)
     scores, gains = summarise(scored, [item.dialogue for item in items], config.resamples, config.seed)
-    warnings = notes + warnings_of(items, systems, scores, gains)
-    plots = draw_all(items, scored, scores)
+    context = Context(
+        task, kind, config.split, config.protocol, config.resamples, config.seed, _generation(job, checkpoint),
+        majority, checkpoint.zero_shot, provenance(job, checkpoint),
+    )  # fmt: skip
+    warnings = notes + warnings_of(context, items, systems, scores, gains)
+    plots = draw_all(items, scored, scores, context.names, task)
     for name, picture in plots.items():
         job.draft.write_bytes(name, picture)
     job.draft.write_table("predictions.parquet", _predictions(items, systems, scored))
     job.draft.write_json("metrics.json", _plain(scores))
     job.draft.write_json("gains.json", _plain(gains))
-    search = "greedy" if config.beams == 1 else f"{config.beams} beams"
-    context = Context(
-        config.split, config.protocol, tokenizer_of(config.protocol), config.resamples, config.seed,
-        f"{search}, up to {config.max_new_tokens} tokens", majority, provenance(job, checkpoint),
-    )  # fmt: skip
     report = render(context, items, systems, scores, gains, warnings, list(plots))
     job.draft.write_bytes("report.md", report.encode())
-    job.about |= {"warnings": warnings, "tokenizer": context.tokenizer, "samples": len(items)}
+    job.about |= {"warnings": warnings, "task": task, "samples": len(items)}
+    if context.tokenizer is not None:
+        job.about["tokenizer"] = context.tokenizer
     for system, metrics in scores.items():
         for name, score in metrics.items():
-            job.metric(f"{system}.{name}", score.value)
+            if "/" not in name:  # hundreds of classes are for the table, not for the log
+                job.metric(f"{system}.{name}", score.value)
     for warning in warnings:
         job.log(warning, level="warning")
+
+
+def _shown(job: Job, rows: Sequence[Row], features: Features, systems: Sequence[str], notes: list[str]) -> list[Row]:
+    """The rows whose media is embedded; the others go to the ledger with the reason, if max_failed_share lets them."""
+    problems = {row["sample"]: problem for row in rows if (problem := features.problem(row)) is not None}
+    if problems:
+        first = "; ".join(f"{sample}: {problem}" for sample, problem in list(problems.items())[:3])
+        _allow(job, len(problems), len(rows), f"cannot be shown ({first})", notes)
+        for sample, problem in problems.items():
+            for system in systems:
+                job.ledger.skipped(f"{system}/{sample}", problem)
+    return [row for row in rows if row["sample"] not in problems]
+
+
+def _allow(job: Job, failed: int, total: int, how: str, notes: list[str]) -> None:
+    """Note that so many items are not scored. Raises BadInput when they are more than max_failed_share."""
+    said, share = f"{failed} of {total} samples {how} and are not scored", job.config.max_failed_share
+    if failed == total or failed > share * total:
+        raise BadInput(f"{said}: mend them, or raise evaluate.max_failed_share ({share:g})")
+    notes.append(f"{said}; see ledger.parquet")
 
 
 def _predict_all(
     job: Job,
     checkpoint: Checkpoint,
-    rows: Sequence[Mapping[str, Any]],
+    features: Features,
+    rows: Sequence[Row],
     ranked: frozenset[str],
+    systems: Sequence[str],
     notes: list[str],
 ) -> None:
     """Fill job.draft.partial with all systems' predictions."""
-    shown = permuted([row["media"] for row in rows], job.config.seed)
+    segments = {row["media"]: segment_of(row) for row in reversed(rows)}  # of each media its first one
+    shown = {media: segments[other] for media, other in permuted(list(segments), job.config.seed).items()}
     if len(shown) == 1:
-        notes.append("there is a single image: it cannot be permuted, so that control says nothing")
-    features = Features(open_features(job.inputs["features"]), rows)
+        kind = rows[0]["media_kind"]
+        notes.append(f"there is a single {kind}: it cannot be permuted, so that control says nothing")
     transformers.utils.logging.disable_progress_bar()
-    model = build_model(checkpoint.config, job.config.llm, job.device, job.config.text_tokenizer)
-    total = len(SYSTEMS) * len(rows)
-    for place, system in enumerate(SYSTEMS):
+    config = job.config
+    model = build_model(checkpoint.config, config.llm, job.device, config.text_tokenizer, config.qformer_weights)
+    total = len(systems) * len(rows)
+    for place, system in enumerate(systems):
         if system == "trained":  # so the first system has seen the model as it was before training
             model.load_trained(checkpoint.weights())
         behind = place * len(rows)
@@ -111,36 +132,17 @@ def _predict_all(
         )  # fmt: skip
 
 
-def _rows(job: Job, notes: list[str]) -> list[dict[str, Any]]:
-    """The samples of the split that can be scored, in the table's order; what is left out is noted."""
-    split = job.config.split
-    found = _read(job.inputs["samples"], split, COLUMNS).to_pylist()
-    if not found:
-        raise BadInput(f"the samples have no split {split!r}: set evaluate.split, or give ingest its annotations")
-    if job.only:
-        found = [row for row in found if {row["sample"], row["dialogue"]} & job.only]
-        if not found:
-            raise BadInput(f"no sample or dialogue of split {split} is named {', '.join(sorted(job.only))}")
-    rows, without = [], Counter()
-    for row in found:
-        lacks = "image" if row["media"] is None else "answer" if row["answer"] is None else None
-        if lacks is None:
-            rows.append(row)
-            continue
-        without[lacks] += 1
-        for system in SYSTEMS:
-            job.ledger.skipped(f"{system}/{row['sample']}", f"has no {lacks}")
-    for lacks, n in without.items():
-        notes.append(f"{n} of {len(found)} samples of split {split} have no {lacks} and are not scored")
-    if not rows:
-        raise BadInput(f"nothing to score in split {split}: {'; '.join(notes)}")
-    return rows
-
-
-def _read(samples: Artifact, split: str, columns: list[str]) -> pa.Table:
-    """Some columns of one split; no others are held in memory (VisDial's train has 1.2 million rows)."""
-    with samples.open("samples.parquet") as file:
-        return pq.read_table(file, columns=columns, filters=pc.field("split") == split)
+def _generation(job: Job, checkpoint: Checkpoint) -> str:
+    """How the answers came about, in words."""
+    config, model = job.config, checkpoint.config
+    search = "greedy" if config.beams == 1 else f"{config.beams} beams, length penalty {config.length_penalty:g}"
+    least = f"{config.min_new_tokens} to " if config.min_new_tokens else "up to "
+    said = f"{search}, {least}{config.max_new_tokens} tokens"
+    if checkpoint.frames is None:
+        return said
+    memory = f"memory bank of {model.memory_bank_length}" if model.memory_bank_length else "no memory bank"
+    way = "to the nearest" if config.frame_rounding == "nearest" else "down"
+    return f"{said}; {checkpoint.frames} frames of each video, evenly spaced, rounded {way}, {memory}"
 
 
 def _to_rank(rows: Sequence[Mapping[str, Any]], ranking: bool | int, notes: list[str]) -> frozenset[str]:
@@ -156,37 +158,43 @@ def _to_rank(rows: Sequence[Mapping[str, Any]], ranking: bool | int, notes: list
     return frozenset(able[i] for i in np.linspace(0, len(able) - 1, ranking).round().astype(int))
 
 
-def _answers(rows: Sequence[Mapping[str, Any]], found: Mapping[str, tuple[str, list[float] | None]]) -> Answers:
-    texts, scores = zip(*(found[row["sample"]] for row in rows), strict=True)
-    return Answers(list(texts), [None if one is None else np.array(one, np.float32) for one in scores])
-
-
 def _with_majority(
-    job: Job, rows: Sequence[Mapping[str, Any]], systems: dict[str, Answers], notes: list[str]
+    job: Job, rows: Sequence[Row], systems: dict[str, Answers], notes: list[str]
 ) -> tuple[dict[str, Answers], str | None]:
     """The systems and the majority control, and its answer."""
-    train = _read(job.inputs["samples"], "train", ["answer"])["answer"].drop_null().to_pylist()
+    train = read_split(job.inputs["samples"], "train", ["answer"])["answer"].drop_null().to_pylist()
     if not train:
         notes.append("the samples have no training answers: the control of the majority answer is left out")
         return systems, None
-    answer, counts = majority_answer(train), Counter(map(normalise, train))
-    ranked = [scores is not None for scores in systems["trained"].candidates]
+    answer, counts, n = majority_answer(train), Counter(map(normalise, train)), len(rows)
+    trained = systems["trained"]
     scores = [
-        frequency_scores(counts, row["candidates"]) if is_ranked else None
-        for row, is_ranked in zip(rows, ranked, strict=True)
+        None if ranked is None else frequency_scores(counts, row["candidates"])
+        for row, ranked in zip(rows, trained.candidates, strict=True)
     ]
-    return systems | {"majority": Answers([answer] * len(rows), scores)}, answer
+    beams = None if trained.beams is None else [majority_classes(train, len(trained.beams[0]))] * n
+    constrained = None if trained.constrained is None else [answer] * n
+    return systems | {"majority": Answers([answer] * n, scores, beams, constrained)}, answer
 
 
 def _predictions(items: Sequence[Item], systems: Mapping[str, Answers], scored: Mapping[str, Scored]) -> pa.Table:
-    """A row a sample; columns `<system>_answer`, `<system>_candidates` (scores) and `<system>_<metric>`."""
+    """A row an item; columns `<system>_answer`, `<system>_candidates` (scores) and `<system>_<metric>`.
+
+    `answer` is the first of the item's references. A classification has `<system>_beams`, `<system>_constrained` too.
+    """
     columns: dict[str, Any] = {
         name: [getattr(item, name) for item in items] for name in ("sample", "dialogue", "question", "answer")
     }
+    columns["references"] = pa.array([list(item.references) for item in items], pa.list_(pa.string()))
+    columns["category"] = pa.array([item.category for item in items], pa.string())
     columns["turn"] = pa.array([item.turn for item in items], pa.int8())
     for system, answers in systems.items():
         columns[f"{system}_answer"] = pa.array(answers.texts, pa.string())
         columns[f"{system}_candidates"] = pa.array(answers.candidates, pa.list_(pa.float32()))
+        if answers.beams is not None:
+            columns[f"{system}_beams"] = pa.array(answers.beams, pa.list_(pa.string()))
+        if answers.constrained is not None:
+            columns[f"{system}_constrained"] = pa.array(answers.constrained, pa.string())
         for name, values in scored[system].samples.items():
             name = "rank" if name == "mean_rank" else name  # of one sample it is no mean
             columns[f"{system}_{name}"] = pa.array(values, pa.float64(), from_pandas=True)  # NaN becomes null

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 
 from stages.evaluate import bootstrap
 from stages.evaluate.bootstrap import Metric, Score
-from stages.evaluate.java import TOKENIZER, meteor_statistics, tokenize
+from stages.evaluate.java import meteor_statistics, tokenize
 from stages.evaluate.ranking import ndcg, place
-from stages.evaluate.text_metrics import bleu, bleu_statistics, cider, exact_match, meteor, rouge_l
+from stages.evaluate.spice import spice
+from stages.evaluate.text_metrics import accuracy, bleu, bleu_statistics, cider, exact_match, meteor, rouge_l
 
 RECALLS = (1, 5, 10)
 WHITE_SPACE = "white space, nothing lower-cased or removed"
@@ -17,57 +20,85 @@ WHITE_SPACE = "white space, nothing lower-cased or removed"
 
 @dataclass(frozen=True)
 class Item:
-    """What is known of one sample, apart from any system."""
+    """What is known of one thing to score, apart from any system. references: at least one right answer."""
 
     sample: str
     dialogue: str
     turn: int
     question: str
-    answer: str
+    references: tuple[str, ...]
     truth: int | None = None
     relevance: Sequence[float] | None = None
+    category: str | None = None
+
+    @property
+    def answer(self) -> str:
+        """The right answer to show, where there are several."""
+        return self.references[0]
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One system's output for the items, in their order: texts, and scores of candidates where ranked."""
+    """One system's output for the items, in their order.
+
+    texts; scores of candidates where ranked; of a classification the texts of all beams, best first, and the class
+    name that was generated with no other text allowed (None: not asked for).
+    """
 
     texts: Sequence[str]
     candidates: Sequence[np.ndarray | None]
+    beams: Sequence[Sequence[str]] | None = None
+    constrained: Sequence[str] | None = None
 
 
 @dataclass
 class Scored:
-    """One system's corpus metrics by name, and its values a sample, (n,) float64, NaN where there is none."""
+    """One system's corpus metrics by name, and its values an item, (n,) float64, NaN where there is none.
+
+    `<metric>/<group>` is a metric of the items of one category, or of one class.
+    """
 
     metrics: dict[str, Metric] = field(default_factory=dict)
     samples: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def mean(self, name: str, values: np.ndarray) -> None:
+    def mean(self, name: str, values: np.ndarray, groups: Sequence[str | None] = ()) -> None:
         self.metrics[name] = Metric.mean(values)
         self.samples[name] = values
+        for group in sorted({group for group in groups if group is not None}):
+            inside = np.array([one == group for one in groups])
+            self.metrics[f"{name}/{group}"] = Metric.mean(np.where(inside, values, np.nan))
 
 
 def score_systems(
     items: Sequence[Item],
     systems: Mapping[str, Answers],
+    task: str = "dialogue",
     protocol: str = "standard",
     with_meteor: bool = True,
+    spice_jars: Path | None = None,
 ) -> dict[str, Scored]:
-    """Every metric of every system. One call, so that each Java program starts once.
+    """Every metric of every system, by the task. One call, so that each Java program starts once.
 
     protocol: "standard", or "seed" (see controls.SEED_PROTOCOL).
     """
     scored = {name: Scored() for name in systems}
-    references = [item.answer for item in items]
+    references = [item.references for item in items]
     texts = {name: answers.texts for name, answers in systems.items()}
+    for name, answers in systems.items():
+        if task == "question":
+            scored[name].mean("accuracy", accuracy(references, answers.texts), [item.category for item in items])
+            scored[name].mean("accuracy_first_word", accuracy(references, answers.texts, first_word=True))
+        elif task == "classification":
+            _classification(items, answers, scored[name])
     if protocol == "seed":
         _seed(references, [item.question for item in items], texts, scored)
-    else:
-        _standard(references, texts, scored, with_meteor)
+    elif task != "classification":
+        _standard(references, texts, scored, with_meteor, spice_jars)
     for name, answers in systems.items():
-        scored[name].mean("exact_match", exact_match(references, answers.texts))
-        _ranking(items, answers.candidates, scored[name])
+        if task == "dialogue":
+            scored[name].mean("exact_match", exact_match(references, answers.texts))
+        if task != "classification":
+            _ranking(items, answers.candidates, scored[name])
     return scored
 
 
@@ -93,46 +124,68 @@ def summarise(
     return scores, gains
 
 
-def tokenizer_of(protocol: str) -> str:
-    """What splits words under a protocol, as every result must say."""
-    return WHITE_SPACE if protocol == "seed" else TOKENIZER
+def _classification(items: Sequence[Item], answers: Answers, scored: Scored) -> None:
+    references = [item.references for item in items]
+    scored.mean("top_1", accuracy(references, answers.texts), [item.answer for item in items])
+    if answers.beams is not None:
+        hits = [
+            max(accuracy([r] * len(texts[:5]), texts[:5])) for r, texts in zip(references, answers.beams, strict=True)
+        ]
+        scored.mean("top_5", np.array(hits))
+    if answers.constrained is not None:
+        scored.mean("constrained_top_1", accuracy(references, answers.constrained))
+    if any(scores is not None for scores in answers.candidates):
+        places = [
+            None if scores is None else place(scores, item.truth)
+            for item, scores in zip(items, answers.candidates, strict=True)
+        ]
+        for k in (1, 5):
+            scored.mean(f"ranked_top_{k}", np.array([np.nan if one is None else one.recall(k) for one in places]))
 
 
 def _standard(
-    references: Sequence[str],
+    references: Sequence[Sequence[str]],
     systems: Mapping[str, Sequence[str]],
     scored: Mapping[str, Scored],
     with_meteor: bool,
+    spice_jars: Path | None,
 ) -> None:
     n = len(references)
-    lines = tokenize([*references, *(text for texts in systems.values() for text in texts)])
-    references, rest = lines[:n], lines[n:]
+    ends = np.cumsum([len(texts) for texts in references])
+    lines = tokenize([*chain.from_iterable(references), *chain.from_iterable(systems.values())])
+    rest = lines[ends[-1] :]
+    references = [tuple(lines[end - len(texts) : end]) for texts, end in zip(references, ends, strict=True)]
     tokens = {name: rest[i * n : (i + 1) * n] for i, name in enumerate(systems)}
     for name, texts in tokens.items():
         statistics = bleu_statistics(references, texts)
         for k in range(4):
             scored[name].metrics[f"bleu_{k + 1}"] = Metric.of_sums(statistics, _bleu(k))
             scored[name].samples[f"bleu_{k + 1}"] = bleu(statistics)[:, k]
+    # Java scores each pair once: a control repeats one answer, and answers are few and short.
+    pairs = [(r, h) for texts in tokens.values() for r, h in zip(references, texts, strict=True)]
+    distinct = list(dict.fromkeys(pairs))
     if with_meteor:
-        pairs = [(r, h) for texts in tokens.values() for r, h in zip(references, texts, strict=True)]
-        distinct = list(dict.fromkeys(pairs))  # a control repeats one answer, and answers are few and short
         known = dict(zip(distinct, meteor_statistics(*zip(*distinct, strict=True)), strict=True))
         for i, name in enumerate(tokens):
             statistics = np.array([known[pair] for pair in pairs[i * n : (i + 1) * n]]).reshape(n, -1)
             scored[name].metrics["meteor"] = Metric.of_sums(statistics, meteor)
             scored[name].samples["meteor"] = meteor(statistics)
+    if spice_jars is not None:
+        known = dict(zip(distinct, spice(*zip(*distinct, strict=True), spice_jars), strict=True))
+        for i, name in enumerate(tokens):
+            scored[name].mean("spice", np.array([known[pair] for pair in pairs[i * n : (i + 1) * n]]))
     for name, texts in tokens.items():
         scored[name].mean("rouge_l", rouge_l(references, texts))
         scored[name].mean("cider", cider(references, texts))
 
 
 def _seed(
-    references: Sequence[str],
+    references: Sequence[Sequence[str]],
     questions: Sequence[str],
     systems: Mapping[str, Sequence[str]],
     scored: Mapping[str, Scored],
 ) -> None:
-    against = {"seed_bleu_4": references, "seed_bleu_4_question": questions}
+    against = {"seed_bleu_4": references, "seed_bleu_4_question": [[question] for question in questions]}
     for system, texts in systems.items():
         for name, wanted in against.items():
             statistics = bleu_statistics(wanted, texts)  # which splits at white space

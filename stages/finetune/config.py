@@ -5,9 +5,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from stages.config import How, SourceDir, StageConfig
+from stages.config import How, SourceDir, SourceFile, StageConfig
 
-Part = Literal["imagebind_fc", "turn_pe", "ln_vision", "query_tokens", "qformer", "qformer_words", "llm_proj", "lora"]
+Part = Literal[
+    "imagebind_fc", "turn_pe", "image_pe", "ln_vision", "query_tokens", "qformer", "qformer_words", "llm_proj", "lora"
+]
 
 # A recipe is a set of defaults; fields given in the config go before it.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -17,6 +19,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "normalize_inputs": True,
     },
     "seed": {"trainable": ("imagebind_fc", "turn_pe"), "outputs": "all", "normalize_inputs": False},
+    "malmm": {
+        "trainable": ("imagebind_fc", "image_pe", "ln_vision", "query_tokens", "qformer", "llm_proj"),
+        "outputs": "queries",
+        "normalize_inputs": True,
+    },
 }
 
 
@@ -50,7 +57,7 @@ class FinetuneConfig(StageConfig):
     """Trains the connector in front of the frozen language model."""
 
     STAGE: ClassVar[str] = "finetune"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     KIND: ClassVar[str] = "checkpoint"
     INPUTS: ClassVar[tuple[str, ...]] = ("samples", "features")
     LIBRARIES: ClassVar[tuple[str, ...]] = (
@@ -59,10 +66,10 @@ class FinetuneConfig(StageConfig):
     )  # fmt: skip
     CODE: ClassVar[tuple[str, ...]] = ("malmm",)
 
-    recipe: How[Literal["connector", "seed"]] = Field(
+    recipe: How[Literal["connector", "seed", "malmm"]] = Field(
         "connector",
-        description="defaults of trainable, outputs and normalize_inputs: connector learns to answer, seed trains the "
-        "two layers that the seed fork of MA-LMM trains",
+        description="defaults of trainable, outputs and normalize_inputs: connector learns to answer about images, "
+        "seed trains the two layers that the seed fork of MA-LMM trains, malmm trains what MA-LMM does on videos",
     )
     trainable: tuple[Part, ...] = Field(min_length=1, description="what trains; the rest is frozen")
     outputs: Literal["queries", "all"] = Field(
@@ -81,6 +88,14 @@ class FinetuneConfig(StageConfig):
     text_tokenizer: SourceDir | None = Field(
         None, description="folder of the tokenizer of the Q-Former's text; by default the language model's"
     )
+    qformer_weights: SourceFile | None = Field(
+        None,
+        description="pretrained Q-Former and query tokens: a checkpoint of LAVIS or InstructBLIP (.pth, .safetensors); "
+        "by default random ones. text_tokenizer must then be the one they were trained with",
+    )
+    qformer_text: Literal["question", "prompt"] = Field(
+        "question", description="what the Q-Former reads: the question, or the whole prompt as MA-LMM's does"
+    )
     max_text_tokens: int = Field(128, ge=1, description="longest question for the Q-Former, in tokens")
     template: str = Field(
         "{visual}Caption: {caption}\n{history}Question: {question}\nAnswer:",
@@ -91,16 +106,46 @@ class FinetuneConfig(StageConfig):
     )
     max_prompt_tokens: int = Field(512, ge=1, description="the oldest turns are left out of longer prompts")
 
+    frames: int | None = Field(
+        None, ge=1, description="frames taken of each video, in training and in evaluation; for images leave it out"
+    )
+    frame_choice: Literal["segments", "linspace"] = Field(
+        "segments",
+        description="frames in training: one at random in each of so many equal segments, or evenly spaced (LVU). In "
+        "evaluation they are evenly spaced",
+    )
+    memory_bank_length: int = Field(
+        0, ge=0, description="entries of MA-LMM's visual and query banks; 0: off, every frame's queries go to the LLM"
+    )
+    max_frames: int = Field(120, ge=1, description="rows of the time embedding image_pe")
+
     train_split: Literal["train", "val", "test"] = Field("train", description="split to train on")
     epochs: int = Field(1, ge=1, description="passes over the split")
-    max_steps: int | None = Field(None, ge=1, description="number of optimizer steps instead of whole epochs")
+    max_steps: int | None = Field(
+        None,
+        ge=0,
+        description="number of optimizer steps instead of whole epochs; 0 trains nothing and publishes the model as it "
+        "is, for zero-shot evaluation",
+    )
     batch: int = Field(8, ge=1, description="samples in one forward pass")
     accumulate: int = Field(1, ge=1, description="batches in one optimizer step")
     lr: float = Field(1e-4, gt=0, description="highest learning rate of AdamW")
     weight_decay: float = Field(0.05, ge=0, description="of matrices; biases and norms have none")
-    warmup_steps: int = Field(100, ge=0, description="steps of linear warm-up, before the cosine to 0")
+    warmup_steps: int = Field(
+        100,
+        ge=0,
+        description="steps of linear warm-up, before a cosine to 0 by the step; the official code warms up from 1e-8 "
+        "within its first epoch, then takes one cosine value an epoch",
+    )
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    seed: int = Field(42, ge=0, description="of the initial weights, the order of samples and the dropout")
+    seed: int = Field(42, ge=0, description="of the initial weights, the order of samples, the dropout and the frames")
+    max_failed_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="the share of samples whose media may be missing or have failed, and go untrained, before the "
+        "stage does",
+    )
 
     device: How[Literal["auto", "cpu", "cuda"]] = Field("auto", description="where the model runs")
     checkpoint_every: How[int] = Field(100, ge=1, description="steps between saved states; a killed run loses no more")
@@ -120,6 +165,15 @@ class FinetuneConfig(StageConfig):
             raise ValueError("trainable names lora exactly when lora is set (rank, alpha, dropout)")
         if self.qformer.hidden % self.qformer.heads:
             raise ValueError(f"qformer.hidden {self.qformer.hidden} is not a multiple of heads {self.qformer.heads}")
-        if self.max_steps is not None and self.warmup_steps >= self.max_steps:
+        if self.memory_bank_length and self.frames is None:
+            raise ValueError("memory_bank_length is for videos: set frames too, or leave it at 0")
+        if self.memory_bank_length and self.frames > self.max_frames:
+            raise ValueError(f"frames {self.frames} are more than max_frames {self.max_frames}, the rows of image_pe")
+        if "image_pe" in self.trainable and not self.memory_bank_length:
+            raise ValueError(
+                "trainable names image_pe (recipe malmm does), which is there only with memory banks: set "
+                "memory_bank_length, or name what trains without image_pe"
+            )
+        if self.max_steps and self.warmup_steps >= self.max_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be below max_steps {self.max_steps}")
         return self

@@ -10,13 +10,13 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from malmm.language import Lora
-from malmm.model import ModelConfig, build_model
+from malmm.model import ModelConfig, MultimodalModel, build_model
 from malmm.prompt import Template
 from malmm.qformer import QFormerConfig
 from stages.contract import Job, WrongConfig
 from stages.finetune.config import RECIPES, FinetuneConfig
 from stages.finetune.curves import draw_curves
-from stages.finetune.data import TrainingData, read_split
+from stages.finetune.data import TrainingData, dimensions, read_split
 from stages.finetune.schedule import Schedule
 from stages.finetune.train import State, train
 from storage.digests import Digests
@@ -29,13 +29,40 @@ def run(job: Job) -> None:
     Write model.safetensors (what trained), config.json (what rebuilds the model), state.safetensors (what training on
     would need), curves.parquet and curves.png. None of them depends on the time or on where things lie.
 
-    Raises BadInput for samples without answer, image or embedding; WrongConfig for settings that do not fit together.
+    With max_steps 0 no sample is read, nothing trains and there are no curves: the weights are those it begins with.
+
+    Raises BadInput for samples without answer, media or embedding; WrongConfig for settings that do not fit together.
     """
     config = job.config
     if job.only:
         raise WrongConfig("finetune trains on a whole split: --only is for stages that work item by item")
     job.log(_announcement(config))
-    data = read_split(job.inputs["samples"], job.inputs["features"], config.train_split)
+    samples, features = job.inputs["samples"], job.inputs["features"]
+    data = None if config.max_steps == 0 else read_split(samples, features, config)
+    schedule = None if data is None else _schedule(config, data)
+    settings = model_config(config, *(dimensions(features, config.frames) if data is None else data.widths))
+    if data is not None and "caption" in settings.template.fields and (n := data.table["caption"].null_count):
+        raise WrongConfig(f"finetune.template has {{caption}}, but {n} of {len(data)} samples have none: take it out")
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model = build_model(settings, config.llm, job.device, config.text_tokenizer, config.qformer_weights)
+    except ValueError as error:  # a tokenizer without an end, a Q-Former of other sizes
+        raise WrongConfig(f"finetune: {error}") from None
+    if model.pretrained is not None:
+        left = [f"{name} ({why})" for name, why in model.pretrained.left.items()]
+        job.log(f"pretrained: {len(model.pretrained.loaded)} tensors; not in it: {', '.join(left) or 'nothing'}")
+    count = sum(p.numel() for p in model.trained_parameters().values())
+    if data is None:
+        job.log("max_steps is 0: nothing trains, the model is published as it is")
+        state = State.untrained(model)
+    else:
+        job.log(f"{count:,} parameters train on {len(data):,} samples, {schedule.steps:,} steps")
+        state = _train(job, model, data, schedule)
+    job.about |= {"steps": state.step, "parameters": count}
+    _publish(job, settings, state)
+
+
+def _schedule(config: FinetuneConfig, data: TrainingData) -> Schedule:
     schedule = Schedule(
         data.lengths, config.batch, config.accumulate, config.epochs, config.max_steps, config.lr,
         config.warmup_steps, config.seed,
@@ -45,14 +72,12 @@ def run(job: Job) -> None:
             f"finetune.warmup_steps is {schedule.warmup}, but {len(data)} samples make {schedule.steps} steps: set it "
             "lower, or train longer (finetune.epochs, finetune.max_steps)"
         )
+    return schedule
 
-    transformers.utils.logging.disable_progress_bar()
-    settings = model_config(config, data)
-    model = build_model(settings, config.llm, job.device, config.text_tokenizer)
-    count = sum(p.numel() for p in model.trained_parameters().values())
-    job.log(f"{count:,} parameters train on {len(data):,} samples, {schedule.steps:,} steps")
 
-    state = None
+def _train(job: Job, model: MultimodalModel, data: TrainingData, schedule: Schedule) -> State:
+    """Train from where an earlier try stood; the ledger gets every sample of the split."""
+    config, state = job.config, None
     if job.draft.partial.exists(STATE):
         state = State.of(safetensors.torch.load(job.draft.partial.read_bytes(STATE)))
         job.log(f"taken up at step {state.step:,} of {schedule.steps:,}")
@@ -75,16 +100,19 @@ def run(job: Job) -> None:
         save, tell,
     )  # fmt: skip
     accelerator.end_training()
-
     rate = seen / (time.monotonic() - started)
     job.metric("samples_per_second", rate)
-    job.about |= {"steps": state.step, "parameters": count, "samples_per_second": round(rate, 3)}
-    _publish(job, settings, state)
+    job.about["samples_per_second"] = round(rate, 3)
     for sample in data.table["sample"].to_pylist():
         job.ledger.done(sample)
+    for sample, reason in data.skipped.items():
+        job.ledger.skipped(sample, reason)
+    if data.skipped:
+        job.log(f"{len(data.skipped):,} samples of the split went untrained: see ledger.parquet", level="warning")
+    return state
 
 
-def model_config(config: FinetuneConfig, data: TrainingData) -> ModelConfig:
+def model_config(config: FinetuneConfig, vision_dim: int, text_dim: int) -> ModelConfig:
     """The model's part of the settings. Raises WrongConfig for a template that cannot be."""
     try:
         template = Template(config.template, config.history_template)
@@ -94,8 +122,11 @@ def model_config(config: FinetuneConfig, data: TrainingData) -> ModelConfig:
         qformer=QFormerConfig(**config.qformer.model_dump()),
         outputs=config.outputs,
         normalize_inputs=config.normalize_inputs,
-        vision_dim=data.vision.shape[1],
-        text_dim=data.text.shape[1],
+        vision_dim=vision_dim,
+        text_dim=text_dim,
+        memory_bank_length=config.memory_bank_length,
+        max_frames=config.max_frames,
+        qformer_text=config.qformer_text,
         max_text_tokens=config.max_text_tokens,
         quantization=config.quantization,
         precision=config.precision,
@@ -145,14 +176,16 @@ def _publish(job: Job, settings: ModelConfig, state: State) -> None:
         "training": _plain(config),
         "llm_sha256": sources["llm"],
         "text_tokenizer_sha256": sources.get("text_tokenizer"),
+        "qformer_weights_sha256": sources.get("qformer_weights"),
     })  # fmt: skip
-    steps = pa.array(range(1, state.step + 1), pa.int32())
-    job.draft.write_table("curves.parquet", pa.table({"step": steps, **state.curves}))
-    job.draft.write_bytes("curves.png", draw_curves(state.curves))
+    if state.step:
+        steps = pa.array(range(1, state.step + 1), pa.int32())
+        job.draft.write_table("curves.parquet", pa.table({"step": steps, **state.curves}))
+        job.draft.write_bytes("curves.png", draw_curves(state.curves))
 
 
 def _plain(config: FinetuneConfig) -> dict[str, str | int | float | None]:
     """The settings of the training itself: those that the model's part does not hold."""
     names = ("train_split", "epochs", "max_steps", "batch", "accumulate", "lr", "weight_decay", "warmup_steps",
-             "grad_clip")  # fmt: skip
+             "grad_clip", "seed", "frames", "frame_choice")  # fmt: skip
     return {name: getattr(config, name) for name in names}

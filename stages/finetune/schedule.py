@@ -1,6 +1,7 @@
 """What happens at which step: pure functions of the seed and the step, so that a resumed run does the same."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,7 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        return self.total or self.epochs * self.steps_per_epoch
+        return self.epochs * self.steps_per_epoch if self.total is None else self.total
 
     def learning_rate(self, step: int) -> float:
         """Of step 0, 1, ...: linear warm-up, then a cosine to 0 behind the last step."""
@@ -40,6 +41,15 @@ class Schedule:
         """Steps of an epoch; each is a list of up to ``accumulate`` batches of row numbers."""
         batches = shuffled_batches(self.lengths, self.batch, self.seed, epoch)
         return [batches[i : i + self.accumulate] for i in range(0, len(batches), self.accumulate)]
+
+    def walk(self, start: int) -> Iterator[list[tuple[np.ndarray, int]]]:
+        """From step ``start`` to the last one: each step's batches, as (row numbers, epoch)."""
+        epoch, steps = -1, []
+        for step in range(start, self.steps):
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                steps = self.epoch(epoch)
+            yield [(rows, epoch) for rows in steps[step % self.steps_per_epoch]]
 
 
 def shuffled_batches(lengths: np.ndarray, batch: int, seed: int, epoch: int) -> list[np.ndarray]:

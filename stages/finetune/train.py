@@ -1,14 +1,17 @@
 """The training loop. What is random in a step follows from (seed, step), so a resumed run repeats what was lost."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from malmm.model import MultimodalModel
+from malmm.model import Batch, MultimodalModel
 from stages.contract import WrongConfig
 from stages.finetune.data import TrainingData
 from stages.finetune.schedule import Schedule
@@ -25,6 +28,11 @@ class State:
     weights: dict[str, Tensor]
     moments: dict[str, dict[str, Tensor]]
     curves: dict[str, list[float]]
+
+    @classmethod
+    def untrained(cls, model: MultimodalModel) -> "State":
+        """Before the first step."""
+        return cls(0, model.trained_state(), {m: {} for m in MOMENTS}, {name: [] for name in CURVES})
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it as named tensors, for safetensors."""
@@ -80,22 +88,18 @@ def train(
     optimizer = accelerator.prepare(optimizer)
     model.train()
 
-    epoch, steps = -1, []
-    for step in range(start, schedule.steps):
-        if step // schedule.steps_per_epoch != epoch:
-            epoch = step // schedule.steps_per_epoch
-            steps = schedule.epoch(epoch)
-        batches = steps[step % schedule.steps_per_epoch]
+    batches = read_ahead(data.batch, chain.from_iterable(schedule.walk(start)))
+    for step, work in enumerate(schedule.walk(start), start):
         for group in optimizer.param_groups:
             group["lr"] = schedule.learning_rate(step)
         torch.manual_seed((schedule.seed << 32) + step)  # dropout
 
-        total, tokens = 0.0, 0
-        for rows in batches:
+        total, tokens, samples = 0.0, 0, 0
+        for batch in islice(batches, len(work)):
             with accelerator.autocast():
-                loss, count = model.loss(data.batch(rows))
+                loss, count = model.loss(batch)
             accelerator.backward(loss)
-            total, tokens = total + loss.item(), tokens + count
+            total, tokens, samples = total + loss.item(), tokens + count, samples + len(batch)
         # The mean over the tokens of all batches, so that accumulating is the same as one large batch.
         for parameter in parameters.values():
             if parameter.grad is not None:
@@ -112,10 +116,22 @@ def train(
         values = {"loss": total / tokens, "lr": schedule.learning_rate(step), "grad_norm": norm}
         for name, value in values.items():
             curves[name].append(value)
-        tell(step + 1, sum(map(len, batches)), values)
+        tell(step + 1, samples, values)
         if (step + 1) % every == 0 and step + 1 < schedule.steps:
             save(_snapshot(optimizer, model, step + 1, curves))
     return _snapshot(optimizer, model, schedule.steps, curves)
+
+
+def read_ahead(read: Callable[..., Batch], work: Iterable[tuple[Any, ...]]) -> Iterator[Batch]:
+    """``read(*arguments)`` of each piece of work, in order; a thread reads the next while the model takes this one."""
+    with ThreadPoolExecutor(1, "read-ahead") as reader:
+        coming = None
+        for arguments in work:
+            present, coming = coming, reader.submit(read, *arguments)
+            if present is not None:
+                yield present.result()
+        if coming is not None:
+            yield coming.result()
 
 
 def _snapshot(optimizer: torch.optim.Optimizer, model: MultimodalModel, step: int, curves: dict) -> State:

@@ -17,7 +17,9 @@ from PIL import Image
 
 from stages.contract import main
 from stages.embed_imagebind.config import EmbedConfig
+from stages.embed_imagebind.model import ARCHITECTURES
 from stages.embed_imagebind.run import run
+from stages.embed_imagebind.weights import expected_shapes
 from storage import Artifact, Draft, Ledger, Store
 from storage.tables import SAMPLES
 from tests.stage_command import Outcome, run_stage
@@ -26,6 +28,9 @@ from tests.stage_command import Outcome, run_stage
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+    expected_shapes(
+        ARCHITECTURES["tiny"]
+    )  # torch loads much when first asked for a meta device: once, not in each fork
 
 
 def picture(seed: int, size: tuple[int, int] = (90, 70)) -> bytes:
@@ -59,6 +64,7 @@ class Work:
                         "task": "dialogue",
                         "dialogue": f"train/{name}",
                         "media": data and hashlib.sha256(data).hexdigest(),
+                        "media_kind": "image",
                         "media_path": name,
                         "turn": turn % 10,
                         "caption": "a picture",
@@ -71,7 +77,12 @@ class Work:
         return draft.publish(Ledger(), {})
 
     def run(
-        self, samples: Artifact, request: dict[str, Any] | None = None, real: bool = False, **settings: Any
+        self,
+        samples: Artifact,
+        request: dict[str, Any] | None = None,
+        real: bool = False,
+        frames: Artifact | None = None,
+        **settings: Any,
     ) -> Outcome:
         """The stage's command, as it is called (`real`) or forked from here, where torch is loaded."""
         config = {
@@ -83,7 +94,7 @@ class Work:
             **self.settings,
             **settings,
         }
-        inputs = {"samples": samples.key}
+        inputs = {"samples": samples.key} | ({"frames": frames.key} if frames else {})
         if real:
             return run_stage("embed_imagebind", config, self.store, inputs, **(request or {}))
         return _forked(

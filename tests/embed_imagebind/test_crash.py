@@ -14,6 +14,8 @@ from PIL import Image
 from storage import Draft, Ledger, Store
 from storage.features import FeatureBank, open_features
 from storage.tables import SAMPLES
+from storage.videos import VideoFeatures
+from tests.embed_imagebind.films import film, frames_artifact, samples_artifact
 from tests.warm import StageProcess, preload
 
 preload("stages.embed_imagebind.run")
@@ -44,6 +46,7 @@ def samples(store: Path, images: Path, numbers: range) -> str:
                 task="dialogue",
                 dialogue=f"val/{number}",
                 media=media,
+                media_kind="image",
                 media_path=name,
                 turn=turn,
                 caption="noise",
@@ -60,16 +63,10 @@ def samples(store: Path, images: Path, numbers: range) -> str:
     return key
 
 
-def start(store: Path, images: Path, key: str) -> StageProcess:
-    return StageProcess(
-        {
-            "stage": "embed_imagebind",
-            "config": CONFIG | {"images": str(images)},
-            "store": str(store),
-            "inputs": {"samples": key},
-        },
-        store,
-    )
+def start(store: Path, media: Path, key: str, frames: str | None = None) -> StageProcess:
+    inputs = {"samples": key} | ({"frames": frames} if frames else {})
+    config = CONFIG | {"images": str(media), "videos": str(media)}
+    return StageProcess({"stage": "embed_imagebind", "config": config, "store": str(store), "inputs": inputs}, store)
 
 
 def shard_bytes(store: Path, bank: FeatureBank) -> list[str]:
@@ -118,3 +115,38 @@ def test_two_processes_on_one_bank_lose_nothing(images, tmp_path):
     bank = FeatureBank(Store(store), os.listdir(store / "features")[0])
     media = [hashlib.sha256((images / f"{n:02d}.png").read_bytes()).hexdigest() for n in range(96)]
     assert np.isfinite(bank.gather("vision", media)).all() and bank.count("text") == 192
+
+
+@pytest.mark.parametrize("format", ["png", "direct"])
+def test_killed_in_the_middle_of_a_video(format, tmp_path):
+    """Each kill comes after another segment of it was published; what is there then is not made again."""
+    media, names = tmp_path / "media", ["long.mkv", "short.mkv"]
+    film(media / names[0], 200, seed=1, sound=5.0)
+    film(media / names[1], 9, seed=2)
+    whole, store, runs = tmp_path / "whole", tmp_path / "killed", []
+    for place in (whole, store):
+        samples = samples_artifact(place, media, names).key
+        runs.append((samples, frames_artifact(place, media, names, format).key))
+    undisturbed = start(whole, media, *runs[0]).outcome().artifact(whole)
+
+    def published() -> int:
+        return len(list(store.glob("features/*/index/*.parquet")))
+
+    for number in (1, 2):
+        stage = start(store, media, *runs[1])
+        while stage.process.is_alive() and published() < number:
+            time.sleep(0.002)
+        stage.kill()
+    final = start(store, media, *runs[1]).outcome()
+    made, final = final.of("metric")[0]["value"], final.artifact(store)
+
+    assert 0 < made <= 209 + 3 + 1 - 2 * 9, "nothing was killed in its middle, or nothing was taken up"
+    for name in ("items.parquet", "timelines.parquet"):
+        assert final.read_bytes(name) == undisturbed.read_bytes(name)
+    assert shard_bytes(store, open_features(final)) == shard_bytes(whole, open_features(undisturbed))
+    for modality in ("frames", "audio"):
+        ours, theirs = VideoFeatures(final, modality), VideoFeatures(undisturbed, modality)
+        assert ours.timelines.keys() == theirs.timelines.keys()
+        for video, line in ours.timelines.items():
+            steps = np.arange(len(line))
+            assert np.array_equal(ours.gather(video, steps), theirs.gather(video, steps))

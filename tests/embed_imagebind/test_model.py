@@ -39,6 +39,14 @@ def test_outputs_are_the_official_ones(golden, name):
     torch.testing.assert_close(output, tensors[f"out.{name}"], atol=1e-5, rtol=0)
 
 
+def test_patches_are_the_official_trunk(golden):
+    config, tensors = golden
+    x = tensors["in.vision_image"].float()
+    patches = build_model(config, tensors, ("vision",)).patches(x)
+    assert patches.shape == (len(x), 257, config.vision_embed_dim)
+    torch.testing.assert_close(patches[:1], tensors["mid.vision_image.trunk_b0"], atol=1e-5, rtol=1e-5)
+
+
 def test_cropped_text_is_the_full_text(golden):
     config, tensors = golden
     model, tokens = build_model(config, tensors, ("text",)), tensors["in.text"]
@@ -75,6 +83,7 @@ def test_engines_agree_on_random_weights():
     batches["text"] = torch.from_numpy(tokens[:, :12].astype(int))
     for modality, batch in batches.items():
         torch.testing.assert_close(ours(modality, batch), official(modality, batch), atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours.patches(batches["vision"]), official.patches(batches["vision"]))
 
 
 def test_neither_transformers_nor_torchvision_is_imported():

@@ -12,10 +12,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from stages.embed_imagebind.preprocess import (
+    audio_clip,
     audio_clips,
     clip_frames,
     clip_starts,
     decode_image,
+    heard,
     image_array,
     read_wav,
     resample,
@@ -44,6 +46,25 @@ def test_audio_bits(shared, name):
     assert torch.equal(waveform, before), "the caller's waveform was changed"
     if f"resampled16k/{name}" in expected:
         assert torch.equal(resample(waveform, rate), expected[f"resampled16k/{name}"])
+
+
+@pytest.mark.parametrize("name", SOUNDS)
+def test_one_clip_is_what_the_official_code_hears_without_overlaps(shared, name):
+    waveform, rate = read_wav((shared("golden/imagebind") / "inputs" / name).read_bytes())
+    clip = waveform[:, : 2 * rate]  # of at most 2 s the three official clips are one; the first has its mean off once
+    before = clip.clone()
+    assert torch.equal(audio_clip(clip, rate), audio_clips(clip, rate)[0]) and torch.equal(clip, before)
+
+
+def test_a_short_clip_is_padded_and_what_is_no_clip_is_told():
+    noise = torch.rand(2, 16000, generator=torch.Generator().manual_seed(0)) - 0.5
+    found = audio_clip(noise, 16000)
+    assert found.shape == (1, 128, 204) and found[..., :98].std() > 0.05
+    assert torch.allclose(found[..., 98:], torch.tensor(4.268 / 9.138))
+    assert heard(551, 22050) and not heard(549, 22050) and heard(400, 16000) and not heard(399, 16000)
+    for wrong in (noise[:, :399], noise.repeat(1, 3), torch.full((1, 16000), torch.nan)):
+        with pytest.raises(ValueError):
+            audio_clip(wrong, 16000)
 
 
 def test_clips_of_sounds_and_videos(shared):

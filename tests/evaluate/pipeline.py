@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import safetensors.torch
 import torch
 
 from malmm.model import ModelConfig, build_model
+from malmm.prompt import Template
 from malmm.qformer import QFormerConfig
 from stages.contract import main
 from stages.evaluate.config import EvaluateConfig
@@ -21,7 +23,8 @@ from stages.evaluate.run import run
 from storage import Draft, Ledger, Store
 from storage.digests import Digests
 from storage.features import FeatureBank, text_digest
-from storage.tables import SAMPLES
+from storage.tables import SAMPLES, TIMELINES
+from storage.videos import SEGMENT, segment_digest
 from tests.stage_command import Outcome
 
 BANK = "tiny-0123456789abcdef"
@@ -30,6 +33,8 @@ MODEL = ModelConfig(
     qformer=QFormerConfig(hidden=16, layers=2, heads=2, intermediate=32, encoder_width=12, query_tokens=4),
     vision_dim=8, text_dim=6, quantization="none",
 )  # fmt: skip
+
+VIDEO_MODEL = replace(MODEL, memory_bank_length=3, max_frames=8, template=Template("{visual}{question}"))
 
 
 def digest(text: str) -> str:
@@ -50,7 +55,8 @@ def rows(dialogues: int = 4, turns: int = 3) -> list[dict[str, Any]]:
                 found.append({
                     "sample": f"{split}/{d}/{turn}", "split": split, "task": "dialogue",
                     "dialogue": f"{split}/{d}",
-                    "media": digest(f"{split} image {d}"), "media_path": f"{d}.jpg", "turn": turn,
+                    "media": digest(f"{split} image {d}"), "media_kind": "image", "media_path": f"{d}.jpg",
+                    "start": None, "end": None, "turn": turn,
                     "caption": "a red thing", "history": list(past), "question": question, "answer": answer,
                     "candidates": CANDIDATES if split == "val" else None,
                     "gt_index": CANDIDATES.index(answer) if split == "val" else None,
@@ -83,9 +89,9 @@ class Inputs:
         draft.publish(Ledger(), about)
         self.keys[kind] = digest(key)
 
-    def samples(self, rows: list[dict[str, Any]], key: str = "samples") -> None:
+    def samples(self, rows: list[dict[str, Any]], key: str = "samples", **files: Any) -> None:
         self.rows = rows
-        self.publish("samples", key, {}, samples_parquet=pa.Table.from_pylist(rows, schema=SAMPLES))
+        self.publish("samples", key, {}, samples_parquet=pa.Table.from_pylist(rows, schema=SAMPLES), **files)
 
     def features(self, bank: str = BANK, key: str = "features") -> None:
         rng = np.random.default_rng(0)
@@ -96,17 +102,47 @@ class Inputs:
         writer.append("text", texts, rng.standard_normal((len(texts), 6)).astype(np.float16))
         self.publish("features", key, {"encoder": {"bank": bank, "random_weights": True}})
 
-    def checkpoint(self, key: str = "checkpoint", llm_digest: str | None = None) -> None:
-        model = build_model(MODEL, self.llm)
+    def videos(self, without: tuple[str, ...] = (), key: str = "features") -> None:
+        """Features of the samples' videos, 70 or more frames of one token each; `without`: those that are not there."""
+        rng, timelines = np.random.default_rng(0), []
+        writer = FeatureBank(Store(self.store), BANK)
+        for number, media in enumerate(sorted({row["media"] for row in self.rows if row["media"]} - set(without))):
+            n = 70 + number
+            digests = [segment_digest("frames", "tiny", media, i) for i in range(2)]
+            writer.append("frames", digests, rng.standard_normal((n, 8)).astype(np.float16), [SEGMENT, n - SEGMENT])
+            times = np.arange(n + 1) / 10
+            timelines.append({"video": media, "modality": "frames", "start": times[:-1], "end": times[1:]})
+        texts = sorted({text_digest(row["question"]) for row in self.rows})
+        writer.append("text", texts, rng.standard_normal((len(texts), 6)).astype(np.float16))
+        encoder = {
+            "bank": BANK,
+            "random_weights": False,
+            "recipes": {"frames": "tiny"},
+            "tokens": {"frames": 1},
+            "fps": 10,
+        }
+        table = pa.Table.from_pylist(timelines, schema=TIMELINES)
+        self.publish("features", key, {"encoder": encoder}, timelines_parquet=table)
+
+    def checkpoint(
+        self,
+        key: str = "checkpoint",
+        llm_digest: str | None = None,
+        model: ModelConfig = MODEL,
+        frames: int | None = None,
+        zero_shot: bool = False,
+    ) -> None:
         generator = torch.Generator().manual_seed(5)
         state = {
-            name: tensor + 0.5 * torch.randn(tensor.shape, generator=generator)
-            for name, tensor in model.trained_state().items()
+            name: tensor if zero_shot else tensor + 0.5 * torch.randn(tensor.shape, generator=generator)
+            for name, tensor in build_model(model, self.llm).trained_state().items()
         }
         config = {
-            "model": MODEL.to_json(),
+            "model": model.to_json(),
+            "training": {"frames": frames, "max_steps": 0 if zero_shot else 10},
             "llm_sha256": llm_digest or Digests().folder(self.llm),
             "text_tokenizer_sha256": None,
+            "qformer_weights_sha256": None,
         }
         self.publish(
             "checkpoint",

@@ -6,9 +6,12 @@ from stages.evaluate.scoring import Answers, Item, score_systems, summarise
 
 ANSWERS = ["yes", "no", "a red ball", "two dogs"] * 6
 ITEMS = [
-    Item(f"val/{i // 4}/{i % 4}", f"val/{i // 4}", i % 4, "is it | <red>?", answer, truth=i % 3)
+    Item(f"val/{i // 4}/{i % 4}", f"val/{i // 4}", i % 4, "is it | <red>?", (answer,), truth=i % 3)
     for i, answer in enumerate(ANSWERS)
 ]
+
+
+CONTEXT = Context("dialogue", "image", "val", "standard", 200, 0, "greedy", majority="yes")
 
 
 def scored(**texts: list[str]):
@@ -38,12 +41,12 @@ def test_what_is_wrong_is_said(texts, says):
     systems, scores, gains = scored(**texts)
     # Rankings are random here and alike: they must not hide what the texts tell.
     gains = {s: {m: g for m, g in one.items() if m in ("bleu_1", "exact_match")} for s, one in gains.items()}
-    assert any(says in warning for warning in warnings_of(ITEMS, systems, scores, gains))
+    assert any(says in warning for warning in warnings_of(CONTEXT, ITEMS, systems, scores, gains))
 
 
 def test_a_good_model_gets_no_warning():
     systems, scores, gains = scored(trained=ANSWERS, untrained=["yes", *["no idea"] * 20, "", "", "b"])
-    found = warnings_of(ITEMS, systems, scores, gains)
+    found = warnings_of(CONTEXT, ITEMS, systems, scores, gains)
     assert not [warning for warning in found if "(trained)" in warning or "not measurably" in warning]
     assert scores["trained"]["exact_match"].value == pytest.approx(1)
 
@@ -51,8 +54,7 @@ def test_a_good_model_gets_no_warning():
 def test_warnings_come_first_and_no_answer_breaks_the_tables():
     odd = ["a | b", "<script>", "*bold*\nand more", "`code`"] * 6
     systems, scores, gains = scored(trained=odd)
-    context = Context("val", "standard", "PTB", 200, 0, "greedy", majority="yes", provenance={"report": "f" * 64})
-    text = render(context, ITEMS, systems, scores, gains, ["first", "second"], ["scores.png"])
+    text = render(CONTEXT, ITEMS, systems, scores, gains, ["first", "second"], ["scores.png"])
     assert text.startswith("> **Warning:** first\n>\n> **Warning:** second\n\n# Evaluation\n")
     assert "<script>" not in text and "<red>" not in text
     table = [line for line in text.split("## Examples")[1].splitlines() if line.startswith("|")]

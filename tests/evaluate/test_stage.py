@@ -92,14 +92,14 @@ def test_systems_are_what_they_are_called(evaluated):
     import torch
 
     from malmm.model import build_model
-    from stages.evaluate.predict import Features
-    from storage.features import FeatureBank
-    from tests.evaluate.pipeline import BANK, MODEL
+    from stages.evaluate.features import Features
+    from storage import Artifact
+    from tests.evaluate.pipeline import MODEL
 
     inputs, _, report = evaluated
     table = report.read_table("predictions.parquet").to_pylist()
     val = [row for row in inputs.rows if row["split"] == "val"]
-    features = Features(FeatureBank(Store(inputs.store), BANK), val)
+    features = Features(Artifact(Store(inputs.store), "features", inputs.keys["features"]), val, None)
     torch.set_num_threads(1)
     model = build_model(MODEL, inputs.llm)
     state = safetensors.torch.load(
@@ -107,6 +107,7 @@ def test_systems_are_what_they_are_called(evaluated):
     )
     shown = permuted([row["media"] for row in val], seed=42)
     assert all(a != b for a, b in shown.items())
+    shown = {media: (other, None, None) for media, other in shown.items()}
     for system, other in (("untrained", None), ("trained", None), ("permuted", shown)):
         if system == "trained":
             model.load_trained(state)

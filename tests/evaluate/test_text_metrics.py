@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -10,7 +11,17 @@ from hypothesis import strategies as st
 from stages.contract import StageError, TryAgain, WrongConfig
 from stages.evaluate import java
 from stages.evaluate.java import meteor_statistics, tokenize
-from stages.evaluate.text_metrics import bleu, bleu_statistics, cider, exact_match, meteor, normalise, rouge_l
+from stages.evaluate.text_metrics import (
+    accuracy,
+    bleu,
+    bleu_statistics,
+    cider,
+    exact_match,
+    meteor,
+    normalise,
+    processed,
+    rouge_l,
+)
 
 words = st.lists(st.sampled_from("yes no it is red a the dog".split()), max_size=7).map(" ".join)
 
@@ -39,6 +50,7 @@ def test_all_scores_are_those_of_pycocoevalcap_on_real_answers(visdial_pairs, pa
     tokens = tokenize([*visdial_pairs[0], *visdial_pairs[1]])
     references, hypotheses = tokens[: len(gts)], tokens[len(gts) :]
     assert references == [gts[i][0] for i in range(len(gts))]
+    references = [[text] for text in references]
     assert hypotheses == [res[i][0] for i in range(len(res))]
 
     statistics = bleu_statistics(references, hypotheses)
@@ -112,17 +124,19 @@ def test_the_tokenizer_leaves_the_package_as_it_was():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(words, words), min_size=1, max_size=8))
-def test_bleu_and_cider_of_any_pairs_are_those_of_pycocoevalcap(pairs):
+@given(st.lists(st.tuples(st.lists(words, min_size=1, max_size=4), words), min_size=1, max_size=8))
+def test_bleu_and_rouge_of_any_texts_are_those_of_pycocoevalcap(pairs):
     from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.rouge.rouge import Rouge
 
     references, hypotheses = ([*part] for part in zip(*pairs, strict=True))
-    gts, res = ({i: [t] for i, t in enumerate(texts)} for texts in (references, hypotheses))
+    gts, res = dict(enumerate(references)), {i: [text] for i, text in enumerate(hypotheses)}
     statistics = bleu_statistics(references, hypotheses)
     corpus, each = Bleu(4).compute_score(gts, res, verbose=0)
     np.testing.assert_allclose(bleu(statistics.sum(0)), corpus, rtol=1e-12, atol=1e-300)
     np.testing.assert_allclose(bleu(statistics).T, each, rtol=1e-12, atol=1e-300)
-    assert (rouge_l(references, references) == 1).all()
+    np.testing.assert_array_equal(rouge_l(references, hypotheses), Rouge().compute_score(gts, res)[1])
+    assert (rouge_l(references, [texts[0] for texts in references]) == 1).all()
     assert np.isfinite(cider(references, hypotheses)).all()
 
 
@@ -133,4 +147,50 @@ def test_meteor_without_any_match_is_zero():
 
 def test_exact_match_is_blind_to_case_punctuation_and_blanks_only():
     assert normalise(" Yes, it IS.  ") == "yes it is"
-    assert exact_match(["yes.", "no", "2 dogs"], ["Yes", "no it is", "two dogs"]).tolist() == [1, 0, 0]
+    references = [["yes."], ["no"], ["2 dogs", "two dogs"]]
+    assert exact_match(references, ["Yes", "no it is", "two dogs"]).tolist() == [1, 0, 1]
+    assert exact_match(references, ["Yes", "no it is", "dogs"]).tolist() == [1, 0, 0]
+
+
+def test_accuracy_is_that_of_the_papers_code():
+    assert processed(' It\'s #1: "Blue" (dark)!\n') == "it's 1 blue dark"
+    texts = ["Guitar.", "guitar player", "a guitar", ""]
+    assert accuracy([["guitar"]] * 4, texts).tolist() == [1, 0, 0, 0]
+    assert accuracy([["guitar"]] * 4, texts, first_word=True).tolist() == [1, 1, 0, 0]
+    assert accuracy([["two", "2"]], ["2"]).tolist() == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["msvd", "youcook2"])
+def test_captions_with_many_references_are_scored_as_by_pycocoevalcap(shared, package_java, name):
+    """Real reference files of MA-LMM. Hypotheses: the first caption, of its own video or the next one."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    found: dict[str, list[str]] = {}
+    for record in json.loads(shared(f"data/annotations/{name}/coco_gt/cap_val.json").read_text())["annotations"]:
+        found.setdefault(record["image_id"], []).append(record["caption"])
+    texts = list(found.values())[:60]
+    many = [len(one) for one in texts]
+    hypotheses = [one[0] if i % 2 else texts[(i + 1) % len(texts)][-1] for i, one in enumerate(texts)]
+    tokens = tokenize([*(text for one in texts for text in one), *hypotheses])
+    ends = np.cumsum(many)
+    references = [tokens[end - n : end] for end, n in zip(ends, many, strict=True)]
+    hypotheses = tokens[ends[-1] :]
+    assert max(many) > 10 if name == "msvd" else set(many) == {1}
+
+    gts, res = dict(enumerate(references)), {i: [text] for i, text in enumerate(hypotheses)}
+    statistics = bleu_statistics(references, hypotheses)
+    corpus, each = Bleu(4).compute_score(gts, res, verbose=0)
+    np.testing.assert_allclose(bleu(statistics.sum(0)), corpus, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(bleu(statistics).T, each, rtol=0, atol=1e-12)
+    statistics = meteor_statistics(references, hypotheses)
+    corpus, each = Meteor().compute_score(gts, res)
+    np.testing.assert_allclose(meteor(statistics.sum(0)), corpus, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(meteor(statistics), each, rtol=0, atol=1e-12)
+    for ours, theirs in ((rouge_l, Rouge()), (cider, Cider())):
+        corpus, each = theirs.compute_score(gts, res)
+        np.testing.assert_array_equal(ours(references, hypotheses), each)
+        assert ours(references, hypotheses).mean() == corpus > 0.1

@@ -15,7 +15,8 @@ import pytest
 from demo.tiny_language_model import write_tiny_llm
 from storage import Draft, Ledger, Store
 from storage.features import FeatureBank, text_digest
-from storage.tables import SAMPLES
+from storage.tables import FEATURE_ITEMS, SAMPLES, TIMELINES
+from storage.videos import SEGMENT, segment_digest
 from tests.stage_command import Outcome
 from tests.warm import StageProcess, preload
 
@@ -40,10 +41,24 @@ def rows(dialogues: int = 10, turns: int = 3) -> list[dict[str, Any]]:
             answer = [colour, "yes" if colour == "red" else "no", "yes"][turn % 3]
             found.append({
                 "sample": f"train/{d}/{turn}", "split": "train", "task": "dialogue", "dialogue": f"train/{d}",
-                "media": digest(f"image {d}"), "media_path": f"{d}.jpg", "turn": turn, "caption": "a thing",
-                "history": list(past), "question": question, "answer": answer,
+                "media": digest(f"image {d}"), "media_kind": "image", "media_path": f"{d}.jpg", "turn": turn,
+                "caption": "a thing", "history": list(past), "question": question, "answer": answer,
             })  # fmt: skip
             past.append({"question": question, "answer": answer})
+    return found
+
+
+def video_rows(videos: int = 9, per_video: int = 3) -> list[dict[str, Any]]:
+    """Every video shows a colour, asked for by one question; the last of a video's samples is of its second half."""
+    found = []
+    for d in range(videos):
+        for number in range(per_video):
+            part = {"start": 4.0, "end": 7.9} if number == per_video - 1 else {}
+            found.append({
+                "sample": f"train/{d}-{number}", "split": "train", "task": "question", "dialogue": f"train/{d}",
+                "media": digest(f"video {d}"), "media_kind": "video", "media_path": f"{d}.mp4", "turn": 0,
+                "history": [], "question": "what colour is it ?", "answer": COLOURS[d % 3], **part,
+            })  # fmt: skip
     return found
 
 
@@ -77,6 +92,35 @@ class Inputs:
         writer.append("vision", media, vision.astype(np.float16))
         writer.append("text", [text_digest(t) for t in texts], rng.standard_normal((len(texts), 6)).astype(np.float16))
         self.publish("features", {"encoder": {"bank": BANK}, "record": {"sources": {}}}, {})
+
+    def videos(self, rows: list[dict[str, Any]], without: tuple[str, ...] = ()) -> None:
+        """Samples of videos of 80 to 90 frames, 2 segments each; those named in ``without`` are not embedded."""
+        self.samples(rows)
+        writer, rng, timelines = FeatureBank(Store(self.store), BANK), np.random.default_rng(0), []
+        shown = {row["media"]: COLOURS.index(row["answer"]) for row in rows}
+        for number, (media, colour) in enumerate(shown.items()):
+            if media in without:
+                continue
+            frames = 80 + number
+            steps = (np.eye(8)[colour] * 3 + 0.1 * rng.standard_normal((frames, 8))).astype(np.float16)
+            digests = [segment_digest("frames", "tiny", media, i) for i in range(2)]
+            writer.append("frames", digests, steps, [SEGMENT, frames - SEGMENT])
+            times = np.arange(frames + 1) / 10
+            timelines.append({"video": media, "modality": "frames", "start": times[:-1], "end": times[1:]})
+        texts = sorted({text_digest(row["question"]) for row in rows})
+        writer.append("text", texts, rng.standard_normal((len(texts), 6)).astype(np.float16))
+        encoder = {"bank": BANK, "recipes": {"frames": "tiny"}, "tokens": {"frames": 1}, "fps": 10}
+        items = [{"modality": "text", "digest": text} for text in texts] + [
+            {"modality": "frames", "digest": segment_digest("frames", "tiny", t["video"], 0)} for t in timelines
+        ]
+        self.publish("features", {"encoder": encoder, "record": {"sources": {}}}, {
+            "items.parquet": pa.Table.from_pylist(items, schema=FEATURE_ITEMS),
+            "timelines.parquet": pa.Table.from_pylist(timelines, schema=TIMELINES),
+        })  # fmt: skip
+
+    def video_config(self, **fields: Any) -> dict[str, Any]:
+        malmm = {"recipe": "malmm", "frames": 6, "memory_bank_length": 3, "template": "{visual}{question}"}
+        return self.config(**malmm) | fields
 
     def config(self, **fields: Any) -> dict[str, Any]:
         sizes = {"hidden": 32, "layers": 2, "heads": 2, "intermediate": 64, "encoder_width": 32, "query_tokens": 4}

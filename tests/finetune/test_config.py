@@ -29,7 +29,10 @@ def test_the_recipe_enters_the_key_by_what_it_sets_alone():
         ({"trainable": ["lora"]}, "exactly when lora is set"),
         ({"qformer": {"hidden": 10, "heads": 4}}, "not a multiple of heads"),
         ({"max_steps": 5, "warmup_steps": 5}, "must be below max_steps"),
-        ({"recipe": "other"}, "'connector' or 'seed'"),
+        ({"recipe": "other"}, "'connector', 'seed' or 'malmm'"),
+        ({"recipe": "malmm", "frames": 4}, "only with memory banks"),
+        ({"memory_bank_length": 3}, "set frames too"),
+        ({"memory_bank_length": 3, "frames": 130}, "more than max_frames 120"),
         ({"epoch": 3}, "Extra inputs"),
     ],
 )

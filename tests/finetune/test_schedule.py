@@ -34,6 +34,18 @@ def test_steps_cover_the_epochs(n, batch, accumulate, epochs):
     assert all(len(step) <= accumulate for step in schedule.epoch(0))
 
 
+@given(counts, st.integers(1, 9), st.integers(1, 4), st.integers(0, 40))
+def test_a_walk_from_a_step_is_the_end_of_the_whole_walk(n, batch, accumulate, total):
+    schedule = Schedule(np.zeros(n), batch, accumulate, 2, total, 1e-3, 0, 7)
+    whole = list(schedule.walk(0))
+    assert len(whole) == schedule.steps == total
+    for step, work in enumerate(whole):
+        epoch = step // schedule.steps_per_epoch
+        assert [e for _, e in work] == [epoch] * len(work)
+    for one, two in zip(whole[total // 2 :], schedule.walk(total // 2), strict=True):
+        assert all(np.array_equal(a, b) for (a, _), (b, _) in zip(one, two, strict=True))
+
+
 def test_learning_rate_rises_and_falls():
     schedule = Schedule(np.zeros(8), 8, 1, 1, 110, 0.4, 10, 7)
     rates = [schedule.learning_rate(step) for step in range(110)]

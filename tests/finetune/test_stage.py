@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from malmm.model import ModelConfig, build_model
+from stages.finetune.config import FinetuneConfig
 from stages.finetune.data import read_split
 from storage import Artifact, Store
 from tests.finetune.conftest import Inputs
@@ -34,9 +35,9 @@ def test_a_checkpoint_learns_and_rebuilds_the_model(inputs):
     model = build_model(config, inputs.llm)
     model.load_trained(safetensors.torch.load(checkpoint.read_bytes("model.safetensors")))
     samples, features = (Artifact(Store(inputs.store), kind, inputs.keys[kind]) for kind in ("samples", "features"))
-    data = read_split(samples, features, "train")
+    data = read_split(samples, features, FinetuneConfig(**inputs.config()))
     with torch.no_grad():
-        loss, tokens = model.loss(data.batch(np.arange(len(data))))
+        loss, tokens = model.loss(data.batch(np.arange(len(data)), 0))
     assert loss / tokens < 0.7 * curves["loss"][0]
     assert str(inputs.llm) not in checkpoint.read_bytes("config.json").decode()
 
