@@ -1,0 +1,1 @@
+"""Videos to frames: what the sampling rule takes, kept as JPEG or PNG."""
