@@ -24,7 +24,7 @@ _CONTRACT = ("storage", "storage.features", "stages.contract")
 IMPORTS: dict[str, tuple[str, ...]] = {
     "orchestrator": (*_CONTRACT, "prefect", "typer", "uv", "flows.cli"),
     "ingest": (*_CONTRACT, "orjson"),
-    "extract_frames": (*_CONTRACT, "av", "decord", "ffmpeg", "imageio_ffmpeg", "simplejpeg"),
+    "extract_frames": (*_CONTRACT, "av", "decord", "ffmpeg", "imageio_ffmpeg", "pebble", "simplejpeg"),
     "embed_imagebind": (
         *_CONTRACT,
         "torch",

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.config import How, StageConfig
 
@@ -37,6 +37,12 @@ class ExtractConfig(StageConfig):
         0.0, ge=0, le=1, description="the share of videos that may fail before the stage does; what is done is kept"
     )
     shard_videos: How[int] = Field(16, ge=1, description="videos a file of frames")
+
+    @model_validator(mode="after")
+    def _direct_is_pyav(self) -> "ExtractConfig":
+        if self.format == "direct" and self.backend != "pyav":
+            raise ValueError(f"backend: {self.backend} decodes here, but with format: direct the embedding stage does")
+        return self
 
     def problems(self) -> list[str]:
         if self.videos is None:
