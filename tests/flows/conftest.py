@@ -41,6 +41,8 @@ if config.KIND == "report":
     draft.write_json("metrics.json", {{"trained": {{"bleu_1": {{"value": 0.5, "low": 0.4, "high": 0.6, "n": 2}}}}}})
 ledger = Ledger()
 ledger.done("one", 0.1)
+if globals().get("failing"):
+    ledger.failed("two", ValueError("is broken"))
 print(json.dumps({{"event": "progress", "done": 1, "total": 1, "unit": "items"}}))
 draft.publish(ledger, {{"stage": request.stage, "version": config.VERSION, "record": record, "label": request.label,
                        "code": code_digest(config)}})

@@ -60,6 +60,27 @@ def test_what_may_pass_later_is_tried_again(pretend):
     assert (pretend.tries("ingest"), pretend.tries("finetune")) == (2, 2)
 
 
+def test_videos_have_one_stage_more_and_a_given_checkpoint_one_less(pretend):
+    pretend.over_video()
+    first = pipeline(str(pretend.config))
+    assert list(first) == ["samples", "frames", "features", "checkpoint", "report"]
+    assert task_runs()["extract_frames"] == "Completed"
+    given = pipeline(str(pretend.config), [f"checkpoint='{first['checkpoint'][:16]}'"])
+    assert "checkpoint" not in given and given["report"] == first["report"]
+    assert task_runs()["evaluate"] == "Cached" and pretend.tries("finetune") == 1
+
+
+def test_failed_items_are_tried_again_on_demand(pretend):
+    pretend.behave("ingest", "failing = attempt == 1")
+    pipeline(str(pretend.config))
+    pipeline(str(pretend.config))
+    assert (pretend.tries("ingest"), pretend.tries("embed_imagebind")) == (1, 1)
+    pipeline(str(pretend.config), retry_failed=True)
+    assert (pretend.tries("ingest"), pretend.tries("embed_imagebind")) == (2, 1)
+    pipeline(str(pretend.config), retry_failed=True)
+    assert pretend.tries("ingest") == 2
+
+
 @pytest.mark.parametrize("code", [65, 78, 70])
 def test_what_cannot_pass_is_not_tried_again_and_the_cause_is_told(pretend, code):
     pretend.behave("embed_imagebind", f"end({code}, 'picture.jpg is broken')")
