@@ -276,9 +276,18 @@ class LanguageModel(nn.Module):
         prompts: Sequence[Prompt],
         answers: Sequence[Sequence[int]] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Input embeddings (B,T,hidden) and attention mask (B,T) bool."""
-        rows = [self.prompt_ids(p, n) for p, n in zip(prompts, prefix_mask.sum(1).tolist(), strict=True)]
+        """Input embeddings (B,T,hidden) and attention mask (B,T) bool. Raises ValueError for more tokens than the model
+        has positions: it would answer all the same, and nonsense."""
+        visual_tokens = prefix_mask.sum(1).tolist()
+        rows = [self.prompt_ids(p, n) for p, n in zip(prompts, visual_tokens, strict=True)]
         width = max(map(len, rows))
+        longest = width if answers is None else max(len(r) + len(a) for r, a in zip(rows, answers, strict=True))
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if limit is not None and longest > limit:
+            raise ValueError(
+                f"{longest} tokens, up to {max(visual_tokens)} of them visual, but the language model takes {limit}: "
+                "set a memory_bank_length, take fewer frames, or lower max_prompt_tokens"
+            )
         ids = _pad([row[::-1] for row in rows], width, PAD, self.device).flip(1)
         if answers is not None:
             ids = torch.cat([ids, _pad(answers, max(map(len, answers)), PAD, self.device)], dim=1)

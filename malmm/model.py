@@ -153,22 +153,37 @@ class MultimodalModel(nn.Module):
         min_new_tokens: int = 1,
         allowed: Sequence[str] | None = None,
         returned: int = 1,
+        seen: tuple[Tensor, Tensor] | None = None,
     ) -> list[str]:
         """
         One answer a sample: greedy, or the best of ``beams``; it ends at EOS or at a new line. ``allowed``: each answer
         is one of these strings, whatever the numbers of tokens say. ``returned``: so many of a sample's beams, best
-        first, one after the other.
+        first, one after the other. ``seen``: what prefix gives for the batch, where the caller has it already.
         """
-        prefix, mask = self.prefix(batch)
+        prefix, mask = self.prefix(batch) if seen is None else seen
         return self.language.generate(
-            prefix, mask, self.prompts(batch), beams, max_new_tokens, length_penalty, min_new_tokens, allowed,
+            prefix,
+            mask,
+            self.prompts(batch),
+            beams,
+            max_new_tokens,
+            length_penalty,
+            min_new_tokens,
+            allowed,
             returned,
         )
 
     @torch.no_grad()
-    def rank(self, batch: Batch, candidates: Sequence[Sequence[str]], chunk: int = 128) -> list[Tensor]:
-        """Per sample, the mean log-likelihood of its candidates' tokens (EOS included): float32 (C,), on the CPU."""
-        prefix, mask = self.prefix(batch)
+    def rank(
+        self,
+        batch: Batch,
+        candidates: Sequence[Sequence[str]],
+        chunk: int = 128,
+        seen: tuple[Tensor, Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Per sample, the mean log-likelihood of its candidates' tokens (EOS included): float32 (C,), on the CPU.
+        ``seen`` as in generate."""
+        prefix, mask = self.prefix(batch) if seen is None else seen
         return [
             self.language.rank(*sample, chunk)
             for sample in zip(prefix, mask, self.prompts(batch), candidates, strict=True)
@@ -196,7 +211,8 @@ class MultimodalModel(nn.Module):
         return [sizes.long().cpu() for sizes in self.connector.memory(vision, text, turns)]
 
     def prefix(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Visual tokens (B,P,llm hidden) and their mask (B,P) bool. Raises ValueError on a turn out of range."""
+        """Visual tokens (B,P,llm hidden) and their mask (B,P) bool.
+        Raises ValueError on a turn out of range or an embedding of another width."""
         texts = [sample.question for sample in batch.samples]
         if self.config.qformer_text == "prompt":
             texts = [(prompt.before + prompt.after).strip() for prompt in self.prompts(batch)]
@@ -208,8 +224,13 @@ class MultimodalModel(nn.Module):
         return self.connector(*self._inputs(batch), ids.to(device), mask.to(device))
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """vision, text and turn for the connector, on its device."""
-        device = self.language.device
+        """vision, text and turn for the connector, on its device. Raises ValueError for embeddings of other widths."""
+        device, widths = self.language.device, (batch.vision.shape[-1], batch.text.shape[-1])
+        if widths != (self.config.vision_dim, self.config.text_dim):
+            raise ValueError(
+                f"embeddings of {widths[0]} (media) and {widths[1]} (text) numbers, but the model was made for "
+                f"{self.config.vision_dim} and {self.config.text_dim}: embed as for its training (encoder, tokens)"
+            )
         turns = [sample.turn for sample in batch.samples]
         if not all(0 <= turn < TURNS for turn in turns):
             raise ValueError(f"turn {max(turns)}: turn_pe has rows 0 to {TURNS - 1}")

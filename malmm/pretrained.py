@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 # Where they have the right shape, these are loaded too.
@@ -35,11 +35,19 @@ class Loaded:
     """
     What a file gave. loaded: names of the connector's parameters. left: those that keep their initial values, and why.
     unused: what else the file holds, tensors counted by the first part of their names.
+
+    llm_proj is right in front of the language model that it was trained with alone, and no file tells which that was:
+    in front of another of the same width it fits, and is no better than a random one.
     """
 
     loaded: tuple[str, ...]
     left: Mapping[str, str]
     unused: Mapping[str, int]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of the connector that were loaded: Qformer, query_tokens, llm_proj, ..."""
+        return tuple(dict.fromkeys(name.split(".")[0] for name in self.loaded))
 
 
 @torch.no_grad()
@@ -123,10 +131,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
         return _picked(_unpickled(path))
     rest: list[str] = []
     for file in files:
-        with safe_open(file, "pt") as held:
-            names = {_official(name): name for name in held.keys()}  # noqa: SIM118
-            tensors |= {name: held.get_tensor(theirs) for name, theirs in names.items() if _of_use(name)}
-            rest += [name for name in names if not _of_use(name)]
+        try:
+            with safe_open(file, "pt") as held:
+                names = {_official(name): name for name in held.keys()}  # noqa: SIM118
+                tensors |= {name: held.get_tensor(theirs) for name, theirs in names.items() if _of_use(name)}
+                rest += [name for name in names if not _of_use(name)]
+        except SafetensorError as error:  # cut short, or a pointer of Git LFS in its place
+            raise ValueError(f"{file}: not a whole file of safetensors ({error}): download it again") from None
     return tensors, rest
 
 

@@ -1,6 +1,6 @@
 """Embeddings of what is scored: of images and questions gathered once, of videos' frames a batch at a time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -8,16 +8,23 @@ import torch
 
 from malmm.frames import evaluation_frames, window
 from malmm.model import Batch, Sample
+from stages.evaluate.controls import permuted
+from stages.evaluate.items import Segment, segment_of
 from storage import Artifact
 from storage.features import open_features, text_digest
 from storage.videos import VideoFeatures
 
-Segment = tuple[str, float | None, float | None]  # media, and where it starts and ends, in seconds
 
-
-def segment_of(row: Mapping[str, Any]) -> Segment:
-    """What a row shows."""
-    return row["media"], row["start"], row["end"]
+def permuted_segments(segments: Iterable[Segment], seed: int) -> dict[Segment, Segment]:
+    """Another segment for each, of another video or image: media as controls.permuted has it, of one media's segments
+    the first for the first, and so on, from the start again where it has fewer. A single media keeps its own."""
+    of: dict[str, list[Segment]] = {}
+    for segment in dict.fromkeys(segments):
+        of.setdefault(segment[0], []).append(segment)
+    others = permuted(list(of), seed)
+    return {
+        one: of[others[media]][i % len(of[others[media]])] for media, own in of.items() for i, one in enumerate(own)
+    }
 
 
 class Features:
@@ -56,9 +63,9 @@ class Features:
             return str(error)
         return None
 
-    def batch(self, rows: Sequence[Mapping[str, Any]], shown: Mapping[str, Segment] | None = None) -> Batch:
-        """The rows as the model takes them; `shown` gives each media another segment in its place."""
-        segments = [segment_of(row) if shown is None else shown[row["media"]] for row in rows]
+    def batch(self, rows: Sequence[Mapping[str, Any]], shown: Mapping[Segment, Segment] | None = None) -> Batch:
+        """The rows as the model takes them; `shown` gives each segment another one in its place."""
+        segments = [segment_of(row) if shown is None else shown[segment_of(row)] for row in rows]
         return Batch(
             [Sample.from_row(row) for row in rows],
             self._seen(segments),

@@ -1,7 +1,7 @@
 """What is there to score: rows of the samples table, as plain dicts with all that prediction and scoring need."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +18,12 @@ COLUMNS = [
     "question", "answer", "candidates", "gt_index", "relevance",
 ]  # fmt: skip
 Row = dict[str, Any]
+Segment = tuple[str, float | None, float | None]  # media, and where it starts and ends, in seconds
+
+
+def segment_of(row: Mapping[str, Any]) -> Segment:
+    """What a row shows."""
+    return row["media"], row["start"], row["end"]
 
 
 def read_split(samples: Artifact, split: str, columns: list[str]) -> pa.Table:
@@ -37,7 +43,7 @@ def read_items(job: Job, checkpoint: Checkpoint, systems: Iterable[str], notes: 
     if not found:
         raise BadInput(f"the samples have no split {split!r}: set evaluate.split, or give ingest its annotations")
     if job.only:
-        found = [row for row in found if {row["sample"], row["dialogue"]} & job.only]
+        found = _named(found, job.only)
         if not found:
             raise BadInput(f"no sample or dialogue of split {split} is named {', '.join(sorted(job.only))}")
     kind, task = _one(found, "media_kind", split), _one(found, "task", split)
@@ -67,15 +73,27 @@ def read_items(job: Job, checkpoint: Checkpoint, systems: Iterable[str], notes: 
     return _with_classes(rows, samples) if task == "classification" else rows
 
 
+def _named(rows: Sequence[Row], names: Set[str]) -> list[Row]:
+    """The rows whose sample or dialogue is named; of a caption's segment all, since each is scored against all."""
+    named = [row for row in rows if {row["sample"], row["dialogue"]} & names]
+    samples, captions = {row["sample"] for row in named}, {_told(row) for row in named if row["task"] == "caption"}
+    return [row for row in rows if row["sample"] in samples or (row["task"] == "caption" and _told(row) in captions)]
+
+
+def _told(row: Row) -> tuple[Any, ...]:
+    """What a caption tells of, and what it was asked for: captions alike in this are references of one another."""
+    return *segment_of(row), row["question"]
+
+
 def merge_captions(rows: Sequence[Row]) -> list[Row]:
-    """One row a segment of a video (or an image), the first one's, with all captions as its references, in order."""
+    """One row a segment of a video (or an image) and question about it, the first one's, with all captions as its
+    references, in order."""
     merged: dict[tuple[Any, ...], Row] = {}
     for row in rows:
-        segment = (row["media"], row["start"], row["end"])
-        if segment in merged:
-            merged[segment]["references"] += row["references"]
+        if (told := _told(row)) in merged:
+            merged[told]["references"] += row["references"]
         else:
-            merged[segment] = dict(row)
+            merged[told] = dict(row)
     return list(merged.values())
 
 

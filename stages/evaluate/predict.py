@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from malmm.model import MultimodalModel
 from stages.contract import Job
-from stages.evaluate.features import Features, Segment
+from stages.evaluate.features import Features
+from stages.evaluate.items import Segment
 from stages.evaluate.scoring import Answers
 
 # Order of work: the untrained system is the model before its weights are loaded.
@@ -65,7 +67,7 @@ def predict(
     rows: Sequence[Mapping[str, Any]],
     system: str,
     ranked: frozenset[str],
-    shown: Mapping[str, Segment] | None,
+    shown: Mapping[Segment, Segment] | None,
     tell: Callable[[int], None],
 ) -> None:
     """Answer all rows that no earlier try has answered, and rank candidates where the sample is in `ranked`.
@@ -114,31 +116,35 @@ def _answer(
     rows: Sequence[Mapping[str, Any]],
     system: str,
     ranked: frozenset[str],
-    shown: Mapping[str, Segment] | None,
+    shown: Mapping[Segment, Segment] | None,
 ) -> list[dict[str, Any]]:
     """Rows of PREDICTIONS. When the model refuses a batch, its samples are tried one by one."""
     started = time.monotonic()
     try:
         batch, config = features.batch(rows, shown), job.config
         search = (config.beams, config.max_new_tokens, config.length_penalty, config.min_new_tokens)
+        with torch.no_grad():  # once for all that is asked of it: the frames of a video cost more than an answer
+            seen = model.prefix(batch)
         naming = rows[0]["task"] == "classification"
         if naming and config.beams > 1:
-            texts = model.generate(batch, *search, returned=config.beams)  # MA-LMM's top-5 counts any of the beams
+            texts = model.generate(
+                batch, *search, returned=config.beams, seen=seen
+            )  # MA-LMM's top-5 counts any of the beams
             beams: Sequence[list[str] | None] = [
                 texts[i : i + config.beams] for i in range(0, len(texts), config.beams)
             ]
             answers = texts[:: config.beams]
         else:
-            beams, answers = [None] * len(rows), model.generate(batch, *search)
+            beams, answers = [None] * len(rows), model.generate(batch, *search, seen=seen)
         constrained: list[str | None] = [None] * len(rows)
         if naming and config.constrained:
-            constrained = model.generate(batch, config.beams, allowed=rows[0]["candidates"])
+            constrained = model.generate(batch, config.beams, allowed=rows[0]["candidates"], seen=seen)
         wanted = [i for i, row in enumerate(rows) if row["sample"] in ranked]
         scores: dict[int, np.ndarray] = {}
         if wanted:
-            part = batch if len(wanted) == len(rows) else features.batch([rows[i] for i in wanted], shown)
-            found = model.rank(part, [rows[i]["candidates"] for i in wanted], config.candidates_at_once)
-            scores = {i: one.numpy() for i, one in zip(wanted, found, strict=True)}
+            candidates = [row["candidates"] if row["sample"] in ranked else [] for row in rows]
+            found = model.rank(batch, candidates, config.candidates_at_once, seen)
+            scores = {i: found[i].numpy() for i in wanted}
             for i, one in scores.items():
                 if np.isnan(one).any():
                     raise ValueError(f"{rows[i]['sample']}: the model's score of a candidate is not a number")

@@ -9,7 +9,7 @@ from stages.evaluate.bootstrap import Score
 from stages.evaluate.controls import SEED_PROTOCOL
 from stages.evaluate.java import TOKENIZER
 from stages.evaluate.scoring import WHITE_SPACE, Answers, Item
-from stages.evaluate.text_metrics import EXACT_MATCH, PROCESSED, normalise
+from stages.evaluate.text_metrics import EXACT_MATCH, PROCESSED, accuracy, exact_match
 
 SYSTEMS = ("trained", "untrained", "permuted", "majority")
 METRICS = {
@@ -35,6 +35,12 @@ TASKS = {
     "log-likelihood of their tokens.",
     "caption": "Captions, each scored against all references of its segment, as pycocoevalcap's COCO evaluation does. "
     "That is MA-LMM's protocol, with 5 beams.",
+}
+SAME = {  # when an example is bold
+    "dialogue": "an exact match",
+    "question": "right, as accuracy has it",
+    "classification": "right, as free top-1 has it",
+    "caption": "the same as one of the references",
 }
 TELLING = ("accuracy", "top_1", "ranked_top_1", "bleu_1", "cider", "seed_bleu_4", "exact_match", "mrr")
 EXAMPLES = 10
@@ -141,7 +147,7 @@ def render(
         "# Evaluation", "",
         f"- {TASKS[context.task]}",
         f"- {len(items)} samples{many} of {drawn} {clusters}s, split `{context.split}`"
-        + ("" if context.task == "caption" else f"; candidates ranked for {ranked}"),
+        + (f"; candidates ranked for {ranked}" if ranked else ""),
     ]  # fmt: skip
     if context.tokenizer is not None:
         lines.append(f"- Tokenizer of the text scores: {context.tokenizer}.")
@@ -155,6 +161,8 @@ def render(
         f"- 95% intervals: percentile bootstrap over {clusters}s, {context.resamples} resamples, seed {context.seed}"
         + ("; CIDEr keeps the document frequencies of all references." if "cider" in scores["trained"] else ".")
     )
+    of_ten = " (CIDEr: of 10)" if "cider" in scores["trained"] else ""
+    lines.append(f"- All scores but ranks are parts of 1{of_ten}; papers write them times 100.")
     if context.majority is not None:
         lines.append(
             f"- {names['majority'].capitalize()}: {_code(context.majority)}, the commonest in the training split"
@@ -180,7 +188,8 @@ def render(
     over = {system: f"over {name}" for system, name in names.items()}
     lines += [*_table(gains, list(METRICS), METRICS, [s for s in SYSTEMS if s in gains], over, _gain), ""]
     lines += [f"![{name}]({name})" for name in plots] + ([""] if plots else [])
-    lines += ["## Examples", ""] + _examples(items, systems, names)
+    lines += ["## Examples", "", f"Spread evenly over the split. Bold: {SAME[context.task]}.", ""]
+    lines += _examples(context, items, systems)
     lines += ["## Provenance", ""] + [f"- {name}: `{value}`" for name, value in context.provenance.items()]
     return "\n".join(lines) + "\n"
 
@@ -205,8 +214,9 @@ def _table(
     return [_row(head), _row(["---"] * len(head)), *map(_row, rows)]
 
 
-def _examples(items: Sequence[Item], systems: Mapping[str, Answers], names: Mapping[str, str]) -> list[str]:
+def _examples(context: Context, items: Sequence[Item], systems: Mapping[str, Answers]) -> list[str]:
     """Samples spread evenly over the split, so that nobody picks them."""
+    names, same = context.names, exact_match if context.task == "dialogue" else accuracy
     chosen = sorted({round(i * (len(items) - 1) / max(1, EXAMPLES - 1)) for i in range(EXAMPLES)})
     shown = [s for s in SYSTEMS if s in systems and s != "majority"]
     rows = [["sample", "question", "answer", *(names[s] for s in shown)], ["---"] * (3 + len(shown))]
@@ -215,17 +225,17 @@ def _examples(items: Sequence[Item], systems: Mapping[str, Answers], names: Mapp
             items[i].sample,
             _cell(items[i].question),
             _cell(items[i].answer),
-            *(_mark(items[i].references, systems[s].texts[i]) for s in shown),
+            *(_mark(systems[s].texts[i], same([items[i].references], [systems[s].texts[i]])[0] == 1) for s in shown),
         ]
         for i in chosen
     ]
     return [*map(_row, rows), ""]
 
 
-def _mark(references: Sequence[str], text: str) -> str:
-    """The system's answer, bold where it is an exact match."""
+def _mark(text: str, right: bool) -> str:
+    """The system's answer, bold where it is right."""
     shown = _cell(text) if text.strip() else "*(empty)*"
-    return f"**{shown}**" if normalise(text) in map(normalise, references) else shown
+    return f"**{shown}**" if right else shown
 
 
 def _no_better(gains: Mapping[str, Score]) -> str:

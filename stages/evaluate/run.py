@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import transformers
 
 from malmm.model import build_model
 from stages.contract import BadInput, Job
 from stages.evaluate.bootstrap import Score
 from stages.evaluate.checkpoint import Checkpoint, check_encoder, provenance
-from stages.evaluate.controls import frequency_scores, majority_answer, majority_classes, permuted
-from stages.evaluate.features import Features, segment_of
-from stages.evaluate.items import Row, item_of, read_items, read_split
+from stages.evaluate.controls import frequency_scores, majority_answer, majority_classes
+from stages.evaluate.features import Features, permuted_segments
+from stages.evaluate.items import Row, item_of, read_items, read_split, segment_of
 from stages.evaluate.plots import draw_all
 from stages.evaluate.predict import SYSTEMS, answers_of, kept, predict
 from stages.evaluate.report import Context, render, warnings_of
@@ -41,18 +42,22 @@ def run(job: Job) -> None:
     model_systems = SYSTEMS
     if checkpoint.zero_shot:
         model_systems = tuple(system for system in SYSTEMS if system != "untrained")
-        notes.append("zero-shot: the checkpoint was not trained (max_steps 0), so there is no model before training")
+        notes.append(
+            "zero-shot: the checkpoint was not trained (max_steps 0), so there is no model before training; and its "
+            "imagebind_fc has random weights, which no pretrained Q-Former brings, so what is shown reaches the "
+            "language model garbled: read it beside the permuted control"
+        )
     rows = read_items(job, checkpoint, model_systems, notes)
     task, kind = rows[0]["task"], rows[0]["media_kind"]
     features = Features(job.inputs["features"], rows, checkpoint.frames, config.frame_rounding)
-    rows = _shown(job, rows, features, model_systems, notes)
-    ranked = _to_rank(rows, config.ranking, notes) if task != "caption" else frozenset()
+    total, rows = len(rows), _shown(job, rows, features, model_systems, notes)
+    ranked = frozenset() if task == "caption" else _to_rank(rows, config.ranking, notes)
     _predict_all(job, checkpoint, features, rows, ranked, model_systems, notes)
 
     found = {system: kept(job, system) for system in model_systems}
     whole = [row for row in rows if all(row["sample"] in found[system] for system in model_systems)]
-    if failed := len(rows) - len(whole):
-        _allow(job, failed, len(rows), "failed", notes)
+    if len(whole) < len(rows):
+        _allow(job, len(rows) - len(whole), total, f"failed ({_first_failure(job)})", notes, total - len(rows))
     items = [item_of(row) for row in whole]
     systems = {system: answers_of([found[system][row["sample"]] for row in whole]) for system in model_systems}
     systems, majority = _with_majority(job, whole, systems, notes)
@@ -95,12 +100,19 @@ def _shown(job: Job, rows: Sequence[Row], features: Features, systems: Sequence[
     return [row for row in rows if row["sample"] not in problems]
 
 
-def _allow(job: Job, failed: int, total: int, how: str, notes: list[str]) -> None:
-    """Note that so many items are not scored. Raises BadInput when they are more than max_failed_share."""
+def _allow(job: Job, failed: int, total: int, how: str, notes: list[str], before: int = 0) -> None:
+    """Note that so many items are not scored. Raises BadInput when they, and those ``before``, are more than
+    max_failed_share."""
     said, share = f"{failed} of {total} samples {how} and are not scored", job.config.max_failed_share
-    if failed == total or failed > share * total:
-        raise BadInput(f"{said}: mend them, or raise evaluate.max_failed_share ({share:g})")
+    if failed + before == total or failed + before > share * total:
+        more = f", after {before} that cannot be shown" if before else ""
+        raise BadInput(f"{said}{more}: mend them, or raise evaluate.max_failed_share ({share:g})")
     notes.append(f"{said}; see ledger.parquet")
+
+
+def _first_failure(job: Job) -> str:
+    failed = job.ledger.table().filter(pc.field("status") == "failed").slice(0, 1).to_pylist()
+    return "; ".join(f"{row['id']}: {row['message']}" for row in failed)
 
 
 def _predict_all(
@@ -113,9 +125,8 @@ def _predict_all(
     notes: list[str],
 ) -> None:
     """Fill job.draft.partial with all systems' predictions."""
-    segments = {row["media"]: segment_of(row) for row in reversed(rows)}  # of each media its first one
-    shown = {media: segments[other] for media, other in permuted(list(segments), job.config.seed).items()}
-    if len(shown) == 1:
+    shown = permuted_segments(map(segment_of, rows), job.config.seed)
+    if len({row["media"] for row in rows}) == 1:
         kind = rows[0]["media_kind"]
         notes.append(f"there is a single {kind}: it cannot be permuted, so that control says nothing")
     transformers.utils.logging.disable_progress_bar()
@@ -150,7 +161,7 @@ def _to_rank(rows: Sequence[Mapping[str, Any]], ranking: bool | int, notes: list
     if ranking is False:
         return frozenset()
     able = [row["sample"] for row in rows if row["candidates"]]
-    if not able:
+    if not able and rows[0]["task"] == "dialogue":  # other sets have none, or classes
         notes.append("the samples have no candidates: nothing is ranked")
     if ranking is True or ranking >= len(able):
         return frozenset(able)
@@ -166,7 +177,9 @@ def _with_majority(
     if not train:
         notes.append("the samples have no training answers: the control of the majority answer is left out")
         return systems, None
-    answer, counts, n = majority_answer(train), Counter(map(normalise, train)), len(rows)
+    # A class is its name; an answer may be spelled in several ways.
+    answer = majority_classes(train, 1)[0] if rows[0]["task"] == "classification" else majority_answer(train)
+    counts, n = Counter(map(normalise, train)), len(rows)
     trained = systems["trained"]
     scores = [
         None if ranked is None else frequency_scores(counts, row["candidates"])

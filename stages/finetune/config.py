@@ -165,6 +165,11 @@ class FinetuneConfig(StageConfig):
             raise ValueError("trainable names lora exactly when lora is set (rank, alpha, dropout)")
         if self.qformer.hidden % self.qformer.heads:
             raise ValueError(f"qformer.hidden {self.qformer.hidden} is not a multiple of heads {self.qformer.heads}")
+        if self.max_text_tokens > self.qformer.max_positions:
+            raise ValueError(
+                f"max_text_tokens {self.max_text_tokens} are more than qformer.max_positions "
+                f"{self.qformer.max_positions}, the rows of its position embedding"
+            )
         if self.memory_bank_length and self.frames is None:
             raise ValueError("memory_bank_length is for videos: set frames too, or leave it at 0")
         if self.memory_bank_length and self.frames > self.max_frames:

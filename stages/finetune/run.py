@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 
 from malmm.language import Lora
 from malmm.model import ModelConfig, MultimodalModel, build_model
+from malmm.pretrained import Loaded
 from malmm.prompt import Template
 from malmm.qformer import QFormerConfig
 from stages.contract import Job, WrongConfig
@@ -49,8 +50,7 @@ def run(job: Job) -> None:
     except ValueError as error:  # a tokenizer without an end, a Q-Former of other sizes
         raise WrongConfig(f"finetune: {error}") from None
     if model.pretrained is not None:
-        left = [f"{name} ({why})" for name, why in model.pretrained.left.items()]
-        job.log(f"pretrained: {len(model.pretrained.loaded)} tensors; not in it: {', '.join(left) or 'nothing'}")
+        _tell_pretrained(job, model.pretrained)
     count = sum(p.numel() for p in model.trained_parameters().values())
     if data is None:
         job.log("max_steps is 0: nothing trains, the model is published as it is")
@@ -60,6 +60,23 @@ def run(job: Job) -> None:
         state = _train(job, model, data, schedule)
     job.about |= {"steps": state.step, "parameters": count}
     _publish(job, settings, state)
+
+
+def _tell_pretrained(job: Job, pretrained: Loaded) -> None:
+    """Say and keep what came from qformer_weights, and what in it nobody can check."""
+    left = [f"{name} ({why})" for name, why in pretrained.left.items()]
+    unused = [f"{name} ({count})" for name, count in pretrained.unused.items()]
+    job.log(
+        f"pretrained: {', '.join(pretrained.parts)} ({len(pretrained.loaded)} tensors); initial values: "
+        f"{', '.join(left) or 'none'}; tensors of the file that are not used: {', '.join(unused) or 'none'}"
+    )
+    job.about["pretrained"] = list(pretrained.parts)
+    if "llm_proj" in pretrained.parts:
+        job.log(
+            "llm_proj came from finetune.qformer_weights, since its shape fits: it means something to the language "
+            "model it was trained with alone; make sure that finetune.llm is that one, or train llm_proj",
+            level="warning",
+        )
 
 
 def _schedule(config: FinetuneConfig, data: TrainingData) -> Schedule:

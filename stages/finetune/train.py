@@ -70,7 +70,7 @@ def train(
     Trains ``model`` in place from ``state`` (None: from the start) to the schedule's end and returns the state there.
 
     ``save`` gets the state after each ``every`` steps, ``tell`` (steps done, samples of this step, its values) after
-    each step. Raises WrongConfig if the loss or the gradient is not finite.
+    each step. Raises WrongConfig if the model refuses a batch, or the loss or the gradient is not finite.
     """
     parameters = model.trained_parameters()
     # Vectors (biases, norms) have no weight decay, as in the official code.
@@ -96,8 +96,11 @@ def train(
 
         total, tokens, samples = 0.0, 0, 0
         for batch in islice(batches, len(work)):
-            with accelerator.autocast():
-                loss, count = model.loss(batch)
+            try:
+                with accelerator.autocast():
+                    loss, count = model.loss(batch)
+            except ValueError as error:  # too many tokens, a template that ends in a space, a turn out of range
+                raise WrongConfig(f"step {step + 1}: {error}") from None
             accelerator.backward(loss)
             total, tokens, samples = total + loss.item(), tokens + count, samples + len(batch)
         # The mean over the tokens of all batches, so that accumulating is the same as one large batch.

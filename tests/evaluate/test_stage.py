@@ -107,7 +107,7 @@ def test_systems_are_what_they_are_called(evaluated):
     )
     shown = permuted([row["media"] for row in val], seed=42)
     assert all(a != b for a, b in shown.items())
-    shown = {media: (other, None, None) for media, other in shown.items()}
+    shown = {(media, None, None): (other, None, None) for media, other in shown.items()}
     for system, other in (("untrained", None), ("trained", None), ("permuted", shown)):
         if system == "trained":
             model.load_trained(state)

@@ -6,19 +6,22 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import safetensors.torch
 import torch
 
 from demo.tiny_language_model import write_tiny_llm
 from malmm.frames import evaluation_frames
-from malmm.model import build_model
-from stages.evaluate import predict
-from stages.evaluate.features import Features
-from stages.evaluate.items import merge_captions
+from malmm.model import MultimodalModel, build_model
+from stages.evaluate import predict, run
+from stages.evaluate.features import Features, permuted_segments
+from stages.evaluate.items import merge_captions, segment_of
+from stages.evaluate.scoring import Answers
 from stages.evaluate.text_metrics import accuracy
 from storage import Artifact, Store
 from tests.evaluate.pipeline import VIDEO_MODEL, Inputs, digest, start
@@ -86,6 +89,8 @@ def test_open_questions(tmp_path, tiny_llm):
         "2 beams, length penalty 1, 1 to 6 tokens", "bootstrap over videos", "## Accuracy by category", "| colour |",
     ):  # fmt: skip
         assert part in text
+    assert "papers write them times 100" in text and "Bold: right, as accuracy has it." in text
+    assert "ranked" not in text  # such questions have no candidates
     body = text.split("## Provenance")[0]
     assert "image" not in body and "dialogue" not in body and "turns.png" not in report.manifest["files"]
     assert not [event for event in outcome.of("metric") if "/" in event["name"]]
@@ -154,6 +159,9 @@ def test_captions_of_one_segment_are_one_item_with_many_references(tmp_path, tin
     assert "5 samples (13 references) of 4 videos" in text and "Captions, each scored against all" in text
     assert "Commonest training caption: `A thing.`" in text  # the first in the alphabet of two spellings
     assert report.manifest["counts"]["done"] == 15  # 5 items by 3 systems
+    # Whichever caption of a segment is named, it is scored against all of them.
+    one = inputs.evaluate(only=["val/1-2"]).artifact(tmp_path).read_table("predictions.parquet").to_pylist()
+    assert [r["sample"] for r in one] == ["val/1-0"] and one[0]["references"] == table[1]["references"]
 
 
 def test_captions_are_merged_by_media_start_and_end_in_order():
@@ -161,6 +169,8 @@ def test_captions_are_merged_by_media_start_and_end_in_order():
     merged = merge_captions([rows[12], *rows[:12]])
     assert [r["references"] for r in merged][:2] == [("a part",), tuple(r["answer"] for r in rows[:3])]
     assert rows[0]["references"] == ("a red one is blue",)  # what was given is as it was
+    asked = [rows[0], rows[1] | {"question": "what is heard?"}]
+    assert [r["references"] for r in merge_captions(asked)] == [r["references"] for r in asked]
 
 
 def test_zero_shot_leaves_out_the_control_before_training(tmp_path, tiny_llm):
@@ -170,6 +180,7 @@ def test_zero_shot_leaves_out_the_control_before_training(tmp_path, tiny_llm):
     assert set(report.read_json("metrics.json")) == {"trained", "permuted"}
     assert set(report.read_json("gains.json")) == {"permuted"}
     text = report.read_bytes("report.md").decode()
+    assert "imagebind_fc has random weights" in text
     assert "zero-shot: the checkpoint was not trained" in text and "| metric | zero-shot | zero-shot, videos" in text
     assert "training changed no answer" not in text and "untrained" not in text
     assert {r["id"].split("/")[0] for r in report.ledger().to_pylist()} == {"trained", "permuted"}
@@ -187,8 +198,43 @@ def test_frames_are_evenly_spaced_and_permuted_ones_are_of_another_video(tmp_pat
     assert (down.vision[0].numpy() == videos.gather(val[0]["media"], steps)).all()
     other = (val[1]["media"], None, None)
     n = len(videos.timelines[val[1]["media"]])
-    seen = features.batch(val[:1], {val[0]["media"]: other}).vision[0].numpy()
+    seen = features.batch(val[:1], {segment_of(val[0]): other}).vision[0].numpy()
     assert (seen == videos.gather(val[1]["media"], evaluation_frames(0, n - 1, FRAMES))).all()
+
+
+def test_the_majority_class_is_a_class_not_a_spelling(monkeypatch):
+    answers = ["red"] * 3 + ["a-b"] * 2 + ["ab"] * 2  # as answers, the last two are one
+    monkeypatch.setattr(run, "read_split", lambda *_: pa.table({"answer": answers}))
+    job = SimpleNamespace(inputs={"samples": None})
+    said = {"trained": Answers(["x"], [None], [["x", "y"]], ["x"])}
+    for task, answer in (("classification", "red"), ("question", "a-b")):
+        systems, majority = run._with_majority(job, [{"task": task, "candidates": None}], said, [])
+        assert majority == answer and systems["majority"].texts == systems["majority"].constrained == [answer]
+    assert systems["majority"].beams == [["red", "a-b"]]
+
+
+def test_a_video_is_seen_once_for_all_that_is_asked_of_it(tmp_path, tiny_llm, monkeypatch):
+    inputs = Videos(tmp_path, tiny_llm, classifications(), classes_json=CLASSES)
+    passes, prefix = tmp_path / "passes", MultimodalModel.prefix
+
+    def counted(self, batch):
+        with passes.open("a") as file:  # the stage runs in a fork
+            file.write("x" * len(batch))
+        return prefix(self, batch)
+
+    monkeypatch.setattr(MultimodalModel, "prefix", counted)
+    report = inputs.evaluate(config=inputs.config(beams=2, ranking=2)).artifact(tmp_path)
+    assert passes.read_text() == "x" * 18  # 6 samples by 3 systems: generated twice, and 2 of them ranked
+    table = report.read_table("predictions.parquet").to_pylist()
+    assert [r["trained_candidates"] is not None for r in table] == [True, False, False, False, False, True]
+
+
+def test_permuted_segments_are_all_of_the_other_video_in_order():
+    segments = [("a", 0.0, 9.0), ("b", 1.0, 2.0), ("a", 9.0, 12.0), ("a", 0.0, 9.0), ("a", 12.0, None), ("b", 5.0, 6.0)]
+    a, b = [segments[i] for i in (0, 2, 4)], [segments[i] for i in (1, 5)]
+    expected = dict(zip(a, [b[0], b[1], b[0]], strict=True)) | dict(zip(b, a[:2], strict=True))
+    assert permuted_segments(segments, 0) == expected
+    assert permuted_segments(a, 0) == {one: one for one in a}  # there is no other
 
 
 def test_videos_that_failed_count_against_the_share(tmp_path, tiny_llm):
@@ -205,6 +251,13 @@ def test_videos_that_failed_count_against_the_share(tmp_path, tiny_llm):
     said = {r["id"]: r["message"] for r in report.ledger().to_pylist() if r["status"] == "skipped"}
     assert gone in said["trained/val/0-1"] and "begins at 60 s" in said["permuted/val/2-1"]
     assert "3 of 6 samples cannot be shown" in " ".join(report.manifest["warnings"])
+    # One more, that the model refuses, is one too many; the message says why, and counts all of them.
+    rows[-3] |= {"turn": 99}
+    inputs.samples(rows, "refused")
+    refused = inputs.evaluate(config=inputs.config(max_failed_share=0.5))
+    assert refused.code == 65 and "1 of 6 samples failed (" in refused.message
+    assert "turn 99" in refused.message and "after 3 that cannot be shown" in refused.message
+    assert inputs.evaluate(config=inputs.config(max_failed_share=0.67)).code == 0
 
 
 def test_samples_and_checkpoint_must_be_of_one_kind(tmp_path, tiny_llm):

@@ -32,6 +32,7 @@ def test_the_recipe_enters_the_key_by_what_it_sets_alone():
         ({"recipe": "other"}, "'connector', 'seed' or 'malmm'"),
         ({"recipe": "malmm", "frames": 4}, "only with memory banks"),
         ({"memory_bank_length": 3}, "set frames too"),
+        ({"max_text_tokens": 513}, "more than qformer.max_positions 512"),
         ({"memory_bank_length": 3, "frames": 130}, "more than max_frames 120"),
         ({"epoch": 3}, "Extra inputs"),
     ],

@@ -132,7 +132,17 @@ def test_a_pretrained_qformer_is_where_training_begins(videos, tmp_path):
     assert all((found[name] == weights[name]).all() for name in names)
     assert (found["connector.imagebind_fc.weight"] != weights["connector.imagebind_fc.weight"]).any()
     assert checkpoint.read_json("config.json")["qformer_weights_sha256"] == Digests().file(file)
-    assert any("pretrained:" in event["message"] for event in outcome.of("log"))
+    assert checkpoint.manifest["pretrained"] == ["query_tokens", "Qformer"]
+    said = [event["message"] for event in outcome.of("log")]
+    assert any("pretrained: query_tokens, Qformer (" in message for message in said)
+    assert not any("llm_proj came from" in message for message in said)
+    # The projection's shape fits, but nothing tells which language model it speaks to: that is said aloud.
+    kept = ("Qformer.", "query_tokens", "llm_proj")
+    safetensors.torch.save_file({n: p for n, p in held.items() if n.startswith(kept)}, file)
+    outcome = videos.run(**videos.video_config(max_steps=0, qformer_weights=str(file)))
+    assert outcome.artifact(videos.store).manifest["pretrained"] == ["query_tokens", "Qformer", "llm_proj"]
+    warned = [event["message"] for event in outcome.of("log") if event["level"] == "warning"]
+    assert any("llm_proj came from finetune.qformer_weights" in message for message in warned)
 
     safetensors.torch.save_file({n: p for n, p in held.items() if n.startswith("llm_proj")}, file)
     refused = videos.run(**videos.video_config(max_steps=0, qformer_weights=str(file)))
@@ -152,6 +162,15 @@ def test_settings_that_do_not_fit_the_samples_name_the_field(videos):
     videos.samples([row | {"media_kind": "image"} for row in video_rows()])
     refused = videos.run(**videos.video_config())
     assert refused.code == 78 and "finetune.frames: the samples are of images" in refused.message
+
+
+def test_what_the_model_refuses_in_training_names_its_remedy(videos):
+    # 6 frames of 100 queries each: more than the 512 positions of the language model.
+    wide = {"hidden": 32, "layers": 2, "heads": 2, "intermediate": 64, "encoder_width": 32, "query_tokens": 100}
+    part = ("imagebind_fc", "llm_proj")
+    refused = videos.run(**videos.video_config(memory_bank_length=0, qformer=wide, trainable=part))
+    assert refused.code == 78 and "step 1: " in refused.message
+    assert "600 of them visual, but the language model takes 512: set a memory_bank_length" in refused.message
 
 
 def test_videos_that_failed_are_never_dropped_in_silence(inputs):

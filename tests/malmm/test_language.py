@@ -250,3 +250,17 @@ def test_a_character_of_many_tokens_is_streamed_whole(vicuna, prefix):
         handle.remove()
     assert "".join(pieces) == "\u4e2d red \u4e2d" and not any("\ufffd" in piece for piece in pieces)
     assert pieces == ["\u4e2d red", " \u4e2d"]
+
+
+def test_more_tokens_than_the_model_has_positions_are_refused(language):
+    limit = language.model.config.max_position_embeddings
+    values, prompt = torch.zeros(1, limit, language.hidden), [Prompt("", "red?")]
+    mask = torch.zeros(1, limit, dtype=torch.bool)
+    room = limit - len(language.prompt_ids(prompt[0], 0)) - len(language.answer_ids(prompt[0], ["blue"])[0])
+    mask[:, :room] = True
+    language.answer_loss(values, mask, prompt, ["blue"])  # just fits
+    mask[:, room] = True
+    with pytest.raises(ValueError, match=f"{limit + 1} tokens, up to {room + 1} of them visual"):
+        language.answer_loss(values, mask, prompt, ["blue"])
+    with pytest.raises(ValueError, match=f"but the language model takes {limit}: set a memory_bank_length"):
+        language.generate(values, torch.ones_like(mask), prompt)

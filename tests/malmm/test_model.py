@@ -206,3 +206,10 @@ def test_settings_of_banks_that_make_no_sense():
         ModelConfig(memory_bank_length=-1)
     with pytest.raises(ValueError, match="max_frames"):
         ModelConfig(max_frames=0)
+
+
+def test_embeddings_of_another_width_are_refused(tiny_llm):
+    model = build_model(SMALL, tiny_llm)
+    other = replace(batch(), vision=torch.zeros(3, 10))
+    with pytest.raises(ValueError, match=r"embeddings of 10 \(media\) and 6 \(text\) numbers, .* made for 8 and 6"):
+        model.generate(other)

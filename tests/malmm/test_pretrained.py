@@ -149,3 +149,10 @@ def test_files_that_are_no_qformer(tmp_path: Path):
         load_pretrained(connector(), tmp_path / "code.pth")
     with pytest.raises(FileNotFoundError):
         load_pretrained(connector(), tmp_path)
+
+
+def test_a_file_cut_short_says_so(tmp_path: Path):
+    file = tmp_path / "qformer.safetensors"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n")
+    with pytest.raises(ValueError, match="qformer.safetensors: not a whole file of safetensors .*: download it again"):
+        load_pretrained(connector(), file)
