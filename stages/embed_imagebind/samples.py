@@ -50,8 +50,8 @@ def collect(job: Job) -> Wanted:
         )
     if videos and "frames" not in job.inputs:
         raise WrongConfig(
-            f"the samples hold {len(videos)} videos, but the request has no frames of them among its inputs: "
-            "give the pipeline a section extract_frames"
+            f"extract_frames: the samples hold {len(videos)} videos, whose frames are to be extracted first: "
+            "give the config the section `extract_frames: {fps: 10}`"
         )
     return Wanted(images, questions, videos)
 

@@ -25,6 +25,7 @@ class MediaRoot:
         self._paths: set[str] = set()
         self._by_name: dict[str, tuple[int, str]] = {}  # name -> (place of its suffix, path below the root)
         self._several: set[str] = set()  # names of more than one file
+        self._others: dict[str, str] = {}  # name -> path below the root, of files that are of no known suffix
         self._list()
 
     def find(self, wanted: Wanted) -> str | None:
@@ -44,6 +45,10 @@ class MediaRoot:
         """Whether the name that `find` goes by is of several files, of which it takes one."""
         named = next((name for name in wanted.names if name in self._paths or name in self._by_name), None)
         return named in self._several and named not in self._paths
+
+    def other(self, wanted: Wanted) -> str | None:
+        """Path below the root of a file of this name that is passed over for its suffix, for error messages."""
+        return next((self._others[name] for name in wanted.names if name in self._others), None)
 
     def _list(self) -> None:
         real, folders = os.path.realpath(self.path), [""]
@@ -73,6 +78,8 @@ class MediaRoot:
         stem, _, suffix = name.rpartition(".")
         rank = self._rank.get(suffix.lower())
         if rank is None or not stem:
+            for known in (relative, name, stem or name):
+                self._others.setdefault(known, relative)
             return
         self._paths.add(relative)
         names = [name, stem]
@@ -88,5 +95,5 @@ class MediaRoot:
 
 def expected(wanted: Wanted) -> str:
     """The name under which a file was looked for first, for error messages and the samples table."""
-    name, suffixes = wanted.names[0], SUFFIXES[wanted.kind]
-    return name if name.lower().endswith(suffixes) else name + suffixes[0]
+    name = wanted.names[0]
+    return name if name.lower().endswith(sum(SUFFIXES.values(), ())) else name + SUFFIXES[wanted.kind][0]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from stages.contract import BadInput, Job
 from stages.ingest.config import IngestConfig
-from stages.ingest.media import MediaRoot, expected
+from stages.ingest.media import SUFFIXES, MediaRoot, expected
 from stages.ingest.records import Found, Wanted, parse
 from stages.ingest.rows import class_names, dialogue_rows, sample_rows, where
 from stages.ingest.visdial import dense_of
@@ -27,6 +27,7 @@ class Notes:
     rows: int = 0
     counts: Counter = field(default_factory=Counter)
     missing: set[tuple[str, str]] = field(default_factory=set)  # (kind, the name that was looked for first)
+    others: set[tuple[str, str]] = field(default_factory=set)  # (kind, path below its root) of no known suffix
     classes: set[str] = field(default_factory=set)
     lengths: dict[str, int] = field(default_factory=dict)  # media path -> frames that the annotations claim
 
@@ -45,7 +46,7 @@ def run(job: Job) -> None:
         for split, path in sorted(config.annotations.items()):
             _ingest(job, config, roots, split, path, writer, notes)
     if notes.missing and not config.allow_missing:
-        raise BadInput(_where_missing(config, notes.missing))
+        raise BadInput(_where_missing(config, notes))
     if not notes.rows:
         files = ", ".join(str(path) for path in config.annotations.values())
         raise BadInput(
@@ -98,7 +99,9 @@ def _ingest(
     for id, reason in found.skipped.items():
         if not job.only or id in job.only:
             job.ledger.skipped(id, reason)
-    notes.missing |= {(one.kind, expected(one)) for one, relative in places.items() if relative is None}
+    absent = [one for one, relative in places.items() if relative is None]
+    notes.missing |= {(one.kind, expected(one)) for one in absent}
+    notes.others |= {(one.kind, other) for one in absent if (other := roots[one.kind].other(one))}
     notes.classes |= class_names(found.items)
     notes.counts.update(found.oddities)
     notes.counts.update(f"{one.kind}s in several folders" for one in wanted if roots[one.kind].has_several(one))
@@ -143,14 +146,20 @@ def _add_lengths(lengths: dict[str, int], items: list[Any], media: Any) -> int:
     return len(differ)
 
 
-def _where_missing(config: IngestConfig, missing: set[tuple[str, str]]) -> str:
+def _where_missing(config: IngestConfig, notes: Notes) -> str:
     """What is said when media are missing: how many, below which folder, the first of them."""
     said = []
     for kind, folder in (("image", config.images), ("video", config.videos)):
-        if names := sorted(name for of, name in missing if of == kind):
-            first = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-            said.append(f"{len(names)} {kind}s are not below {folder}: {first}")
+        names, others = (sorted(name for of, name in found if of == kind) for found in (notes.missing, notes.others))
+        if names:
+            said.append(f"{len(names)} {kind}s are not below {folder}: {_first(names)}")
+        if others:
+            said.append(f"{_first(others)} there is passed over, as {kind}s end in {', '.join(SUFFIXES[kind])}")
     return f"{'; '.join(said)}; put them there, or set ingest.allow_missing: true"
+
+
+def _first(names: list[str]) -> str:
+    return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
 
 
 def _relevance(config: IngestConfig, split: str, found: Found) -> dict[tuple[int, int], list[float]]:

@@ -333,7 +333,7 @@ def test_only_by_path_or_digest(work: Work):
     "names, format, settings, told",
     [
         (["a.png"], "png", {"images": None}, "embed_imagebind.images: the samples hold 1 images"),
-        ([SHORT], None, {}, "give the pipeline a section extract_frames"),
+        ([SHORT], None, {}, "give the config the section `extract_frames: {fps: 10}`"),
         ([SHORT], "png", {"videos": None}, "they have sound (or set audio: false)"),
         ([SILENT], "direct", {"videos": None}, "the frames are of format direct"),
     ],

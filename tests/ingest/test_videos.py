@@ -251,6 +251,15 @@ def test_a_film_of_another_subset_and_a_repeated_id_are_broken():
     assert len(found.items) == 1 and "another record has the same id" in found.broken["test/v_1"]
 
 
+def test_a_file_of_no_known_suffix_is_named(ingest, videos):
+    videos("a/cat.jpg", "b/film.3gp", "notes")
+    failed = ingest([{"video": name, "question": "what?"} for name in ("cat.jpg", "b/film.3gp", "no.mp4")])
+    assert failed.code == 65 and ": b/film.3gp.mp4, cat.jpg, no.mp4; " in failed.message
+    assert "a/cat.jpg, b/film.3gp there is passed over, as videos end in .mp4, .mkv" in failed.message
+    failed = ingest({"0": {"video": "film", "caption": "a dog"}, "1": {"video": "x", "caption": "a cat"}}, "msvd_cap")
+    assert "film.mp4, x.mp4; b/film.3gp there is passed over" in failed.message
+
+
 def test_missing_videos_are_an_error_that_lists_them_unless_allowed(ingest, tmp_path):
     records = {str(at): {"video": f"video{at}", "caption": "a dog"} for at in range(7)}
     failed = ingest(records, "msrvtt_cap")
