@@ -4,6 +4,7 @@ Both take a pipeline's config for its settings, and in place of its annotations 
 """
 
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +22,8 @@ def about(
 ) -> int:
     """Run ingest, extract_frames and embed_imagebind on the video, then `stages.evaluate.<program>` on what they made.
 
-    checkpoint: first digits of its key; empty: the newest that this pipeline made. Returns the exit code.
-    Raises ConfigError, MissingArtifact, FileNotFoundError; StageFailed when a stage fails.
+    checkpoint: first digits of its key; empty: the config's, or the newest that this pipeline made.
+    Returns the exit code. Raises ConfigError, MissingArtifact, FileNotFoundError; StageFailed when a stage fails.
     """
     if not video.is_file():
         raise FileNotFoundError(f"no video file {video}")
@@ -31,7 +32,9 @@ def about(
         asked.write_text(json.dumps([{"video": video.name, "question": question}]))
         settings = one_video(config, overrides, video, asked)
         store = Store(store_url(settings))
-        trained = checkpoint_of(settings, store, checkpoint)
+        trained = checkpoint_of(settings, store, checkpoint or settings.checkpoint or "")
+        made = trained.manifest
+        print(f"checkpoint {trained.key[:12]} of {made['created'][:16]}: {made.get('steps', 0)} steps", file=sys.stderr)
         steps = plan(settings.model_copy(update={"checkpoint": trained.key}))
         keys = {"checkpoint": trained.key}
         for name in ("ingest", "extract_frames", "embed_imagebind"):

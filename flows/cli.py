@@ -60,7 +60,7 @@ def run(
 
 @app.command()
 def status(config: Config, set: Overrides = []) -> None:
-    """Say how each stage stands - fresh, stale and why, failed, missing - and run nothing."""
+    """Say how each stage stands - fresh, stale and why, failed, begun, missing - and run nothing."""
     from flows.config import store_url
     from flows.plan import plan, statuses
     from flows.table import counted

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stages.config import StageConfig
 from stages.embed_imagebind.config import EmbedConfig
@@ -43,6 +43,12 @@ class Pipeline(BaseModel):
     embed_imagebind: EmbedConfig
     finetune: FinetuneConfig
     evaluate: EvaluateConfig
+
+    @model_validator(mode="after")
+    def _frames_for_videos(self) -> "Pipeline":
+        if self.ingest.described.kinds == ("video",) and self.extract_frames is None:
+            raise ValueError(f"ingest.format {self.ingest.format} is about videos: add a section `extract_frames:`")
+        return self
 
     def stages(self) -> list[StageConfig]:
         """The stages in the order of the DAG."""

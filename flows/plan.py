@@ -38,7 +38,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Status:
-    """How a step stands: fresh, stale, failed or missing; `why` in words; `counts` of items by status."""
+    """How a step stands: fresh, stale, failed, begun or missing; `why` in words; `counts` of items by status."""
 
     step: Step
     state: str
@@ -109,6 +109,8 @@ def _status(step: Step, store: Store) -> Status:
     if store.exists(f"{partial}/failure.json"):
         failure = json.loads(store.read_bytes(f"{partial}/failure.json"))
         return Status(step, "failed", f"{failure['error']}: {failure['message']}", failure["counts"])
+    if store.exists(partial):
+        return Status(step, "begun", "the next run takes up what is finished", {})
     if others := [a for a in published(store, step.kind) if a.manifest["stage"] == step.stage]:
         # The nearest earlier artifact tells what changed; of equally near ones, the newest of this pipeline.
         gaps = [

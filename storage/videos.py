@@ -52,13 +52,22 @@ class VideoFeatures:
         self.tokens: int = about["tokens"][modality]
         self.bank = FeatureBank(artifact.store, about["bank"])
         self.timelines = read_timelines(artifact, modality)
+        self._artifact = artifact
+
+    def why_not(self, video: str) -> str:
+        """What the artifact's ledger says of a video that it holds nothing of, and what to do."""
+        ledger = self._artifact.ledger()
+        row = ledger.filter(pc.equal(ledger["id"], f"{self.modality}/{video}")).to_pylist()
+        if not row or row[0]["status"] not in ("failed", "skipped"):
+            return "run embed_imagebind again, on these samples"
+        return f"{row[0]['message']}; mend the file and run ingest again, or try it again with --retry-failed"
 
     def gather(self, video: str, steps: np.ndarray) -> np.ndarray:
         """(len(steps), tokens, dim) of the steps, in the order given; they may repeat.
 
         Raises MissingEmbedding, IndexError for a step that the video does not have, ValueError for no steps."""
         if video not in self.timelines:
-            raise MissingEmbedding(f"video {video} has no {self.modality} embedded: run embed_imagebind again")
+            raise MissingEmbedding(f"video {video} has no {self.modality} embedded: {self.why_not(video)}")
         steps, length = np.asarray(steps, np.int64), len(self.timelines[video])
         if not len(steps):
             raise ValueError(f"no {self.modality} of video {video} were asked for")

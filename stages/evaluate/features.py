@@ -56,7 +56,7 @@ class Features:
             there = row["media"] in self._images
             return None if there else f"no vision embedding of {row['media']}: run embed_imagebind again"
         if row["media"] not in self._videos.timelines:
-            return f"no frames of {row['media']} are embedded: see why with `malmm status`, and run with --retry-failed"
+            return f"no frames of {row['media_path']} are embedded: {self._videos.why_not(row['media'])}"
         try:
             self._window(segment_of(row))
         except ValueError as error:

@@ -14,7 +14,7 @@ from stages.evaluate.scoring import Item
 from storage import Artifact
 
 COLUMNS = [
-    "sample", "task", "dialogue", "media", "media_kind", "start", "end", "turn", "category", "caption", "history",
+    "sample", "task", "dialogue", "media", "media_kind", "media_path", "start", "end", "turn", "category", "caption", "history",
     "question", "answer", "candidates", "gt_index", "relevance",
 ]  # fmt: skip
 Row = dict[str, Any]
@@ -120,6 +120,7 @@ def _one(rows: Sequence[Row], column: str, split: str) -> str:
     found = sorted({row[column] for row in rows})
     if len(found) > 1:
         raise WrongConfig(
-            f"evaluate.split: {split} mixes samples of {column} {' and '.join(found)}; score one at a time"
+            f"evaluate.split: {split} mixes samples of {column} {' and '.join(found)}; give ingest a file of one kind "
+            f"for the split that is scored (ingest.annotations.{split})"
         )
     return found[0]

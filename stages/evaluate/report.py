@@ -117,6 +117,8 @@ def warnings_of(
             if drawn == 1
             else f"only {drawn} {clusters}s: the intervals are too narrow, and say little"
         )
+    if drawn == 1:  # without intervals nothing can be told from chance
+        return found
     for system, meaning in (
         ("untrained", "training did not help, as far as this sample can tell"),
         ("permuted", f"the {context.kind}s cannot be shown to matter"),

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.contract import BadInput, Job
-from stages.extract_frames import shards
+from stages.extract_frames import reuse, shards
 from stages.extract_frames.config import ExtractConfig
 from stages.extract_frames.pool import each
 from stages.extract_frames.work import Extractor
@@ -93,10 +93,16 @@ def resume(job: Job, videos: dict[str, list[str]]) -> tuple[Rows, dict[str, str]
 
 
 def extract(job: Job, videos: dict[str, list[str]], rows: Rows, failures: dict[str, str]) -> None:
-    """Extract the videos that are in neither `rows` nor `failures`, and put all of them into shards."""
+    """Take up, or extract, the videos that are in neither `rows` nor `failures`, and put all of them into shards."""
     config: ExtractConfig = job.config
     todo = [video for video in videos if video not in rows and video not in failures]
     plan = {} if config.format == "direct" else plan_shards(job, todo)
+    if not job.request.force:
+        for video, row in reuse.take(job, todo, recipe(config)).items():
+            rows[video] = row | {"media_path": videos[video][0]}
+            job.draft.partial.write_json(f"{video}.json", rows[video])
+            job.ledger.reused(video)
+        todo = [video for video in todo if video not in rows]
     waiting = {name: set(found).intersection(todo) for name, found in plan.items() if not job.draft.exists(name)}
 
     def settle() -> None:

@@ -135,7 +135,7 @@ class _Videos:
         if row["media"] is None:
             return "no video: give ingest the videos, or leave these samples out"
         if row["media"] not in self.features.timelines:
-            return "no frames embedded: see why with `malmm status`, and run with --retry-failed"
+            return f"no frames embedded: {self.features.why_not(row['media'])}"
         try:
             self._window(row)
         except ValueError as error:

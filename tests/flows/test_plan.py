@@ -78,7 +78,7 @@ def test_a_published_artifact_says_what_it_is_made_of(pretend):
     assert record == step.record and record["inputs"]["checkpoint"] == steps(pretend)["finetune"].key
 
 
-def test_an_empty_draft_is_not_a_failure(pretend):
+def test_a_stage_that_was_begun_is_no_failure(pretend):
     step = steps(pretend)["ingest"]
     Draft(Store(pretend.store), step.kind, step.key).partial.write_table("ledger.parquet", Ledger().table())
-    assert states(pretend)["ingest"].state == "missing"
+    assert states(pretend)["ingest"].state == "begun"

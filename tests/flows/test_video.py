@@ -63,6 +63,19 @@ def test_a_question_about_one_video_goes_through_the_same_stages(pretend, comman
     assert request["checkpoint"] == plan(load(pretend.config))["finetune"].key
     assert {"samples", "frames", "features", "store", "config", "to"} <= set(request)
     assert pretend.tries("ingest") == 2 and pretend.tries("finetune") == 1
+    assert f"checkpoint {request['checkpoint'][:12]} of " in done.stderr
+    other = malmm(*given, "--set", "checkpoint=deadbeef00")
+    assert other.returncode == 65 and "0 checkpoint artifacts" in other.stderr
+
+
+def test_a_set_of_videos_without_frames_is_refused(pretend):
+    pretend.over_video()
+    text = pretend.config.read_text()
+    pretend.config.write_text(text.replace("format: questions", "format: activitynet_qa"))
+    load(pretend.config)
+    pretend.config.write_text(pretend.config.read_text().replace("extract_frames: {}\n", ""))
+    with pytest.raises(ConfigError, match="add a section `extract_frames:`"):
+        load(pretend.config)
 
 
 def test_what_cannot_be_asked_is_said(pretend):

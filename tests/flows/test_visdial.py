@@ -23,6 +23,7 @@ embed_imagebind:
 finetune:
   quantization: none
   qformer: {{hidden: 64, layers: 2, heads: 4, intermediate: 128, query_tokens: 4}}
+  max_prompt_tokens: 256   # the tiny model reads 512 tokens
   max_steps: 4
   warmup_steps: 1
 evaluate:
