@@ -14,8 +14,8 @@ from stages.evaluate.scoring import Item
 from storage import Artifact
 
 COLUMNS = [
-    "sample", "task", "dialogue", "media", "media_kind", "media_path", "start", "end", "turn", "category", "caption", "history",
-    "question", "answer", "candidates", "gt_index", "relevance",
+    "sample", "task", "dialogue", "media", "media_kind", "media_path", "start", "end", "turn", "category", "caption",
+    "history", "question", "answer", "candidates", "gt_index", "relevance",
 ]  # fmt: skip
 Row = dict[str, Any]
 Segment = tuple[str, float | None, float | None]  # media, and where it starts and ends, in seconds

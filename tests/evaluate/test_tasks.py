@@ -249,7 +249,7 @@ def test_videos_that_failed_count_against_the_share(tmp_path, tiny_llm):
     report = inputs.evaluate(config=inputs.config(max_failed_share=0.5)).artifact(tmp_path)
     assert report.manifest["samples"] == 3 and report.manifest["counts"]["skipped"] == 9
     said = {r["id"]: r["message"] for r in report.ledger().to_pylist() if r["status"] == "skipped"}
-    assert gone in said["trained/val/0-1"] and "begins at 60 s" in said["permuted/val/2-1"]
+    assert "no frames of 0.mp4" in said["trained/val/0-1"] and "begins at 60 s" in said["permuted/val/2-1"]
     assert "3 of 6 samples cannot be shown" in " ".join(report.manifest["warnings"])
     # One more, that the model refuses, is one too many; the message says why, and counts all of them.
     rows[-3] |= {"turn": 99}

@@ -112,3 +112,17 @@ def test_parts_of_items(tmp_path):
     for start in (-1, 2):
         with pytest.raises(IndexError, match="has 3 rows"):
             bank.gather_parts("frames", [video_of(1)], np.array([start]), 2)
+
+
+def test_what_is_not_there_is_told_with_its_reason():
+    store = Store("memory://why")
+    features(store, [3])
+    ledger = Ledger()
+    ledger.skipped(f"frames/{video_of(7)}", "extract_frames failed on it: DamagedVideo: film.mp4: is damaged")
+    draft = Draft(store, "features", "ab" * 32)
+    about = {"encoder": {"bank": "encoder-1", "recipes": RECIPES, "tokens": {"frames": 1, "audio": 1}}}
+    held = VideoFeatures(draft.publish(ledger, about))
+    assert held.why_not(video_of(7)).startswith("extract_frames failed on it: DamagedVideo: film.mp4: is damaged; mend")
+    assert held.why_not(video_of(8)) == "run embed_imagebind again, on these samples"
+    with pytest.raises(MissingEmbedding, match="film.mp4: is damaged"):
+        held.gather(video_of(7), np.array([0]))
