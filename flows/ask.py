@@ -9,10 +9,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from flows.by_hand import command, make
-from flows.config import ConfigError, Pipeline, explain, read, store_url
+from flows.config import ConfigError, Pipeline, read, store_url, validated
 from flows.plan import plan
 from storage import Artifact, MissingArtifact, Store, find, published
 
@@ -60,10 +58,7 @@ def one_video(config: Path, overrides: Sequence[str], video: Path, asked: Path) 
     values["ingest"] = {"format": "questions", "annotations": {"test": str(asked)}, "videos": root}
     for stage in ("extract_frames", "embed_imagebind"):
         values[stage] = (values.get(stage) or {}) | {"videos": root}
-    try:
-        settings = Pipeline.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError("\n".join(explain(e, lines, str(config)) for e in error.errors())) from None
+    settings = validated(values, lines, config)
     problems = [p for stage in settings.stages() if stage.STAGE != "finetune" for p in stage.problems()]
     if problems:
         raise ConfigError("\n".join(problems))

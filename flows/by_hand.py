@@ -4,7 +4,7 @@ import subprocess
 
 from flows import environments
 from flows.plan import Step
-from flows.runners import ROOT, ProcessRunner, StageFailed, stage_environment
+from flows.runners import ProcessRunner, StageFailed, stage_environment
 from flows.terminal import Terminal
 from stages.contract import nothing_to_do
 from storage import Artifact, Store
@@ -30,7 +30,7 @@ def command(stage: str, module: str, *arguments: str, stdin: str | None = None) 
         raise environments.EnvironmentFailed(f"{python} does not exist: run `malmm env sync {stage}`")
     done = subprocess.run(
         [str(python), "-m", module, *arguments],
-        env=stage_environment() | {"PYTHONPATH": str(ROOT)},
+        env=stage_environment(),
         input=stdin,
         text=True,
         check=False,

@@ -72,16 +72,21 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Pipeline:
     Relative paths are taken from the folder where the command runs. Raises ConfigError naming every mistake.
     """
     values, lines = read(path, overrides)
-    try:
-        pipeline = Pipeline.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError("\n".join(explain(e, lines, str(path)) for e in error.errors())) from None
+    pipeline = validated(values, lines, path)
     problems = [problem for stage in pipeline.stages() for problem in stage.problems()]
     if problems:
         raise ConfigError(
             "\n".join(f"{_where(tuple(p.split(':')[0].split('.')), lines, str(path))}{p}" for p in problems)
         )
     return pipeline
+
+
+def validated(values: dict[str, Any], lines: dict[tuple[str, ...], str], path: Path | str) -> Pipeline:
+    """The pipeline of values as `read` gives them. Raises ConfigError naming every mistake and its line."""
+    try:
+        return Pipeline.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(e, lines, str(path)) for e in error.errors())) from None
 
 
 def read(path: Path | str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
@@ -151,7 +156,7 @@ def _hand_down(values: dict[str, Any], lines: dict[tuple[str, ...], str]) -> Non
                 lines[stage, name] = lines[(name,)]
 
 
-def explain(error: Any, lines: dict[tuple[str, ...], str], path: str) -> str:
+def _explain(error: Any, lines: dict[tuple[str, ...], str], path: str) -> str:
     """One pydantic error as one line: where, which field, what is wrong, what is allowed."""
     field = tuple(str(part) for part in error["loc"])
     said = f"{_where(field, lines, path)}{'.'.join(field) or 'config'}: "

@@ -128,10 +128,10 @@ def _guarded(config_class: type[StageConfig], run: Callable[[Job], None], source
             events.done(Artifact(store, config.KIND, key), reused=True)
             return 0
         draft = Draft(store, config.KIND, key)
-        if request.force or (is_published(store, config.KIND, key) and not is_current(store, config.KIND, key)):
+        if request.force:
             draft.discard()
-        elif is_published(store, config.KIND, key):
-            draft.reopen()
+        elif is_published(store, config.KIND, key):  # then its inputs have changed, or failed items are wanted again
+            draft.reopen() if is_current(store, config.KIND, key) else draft.discard()
         job = Job(request, config, store, key, events)
         started = time.monotonic()
         run(job)

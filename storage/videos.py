@@ -6,6 +6,7 @@ video of hours is taken up in its middle, and the index has one row for 64 frame
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -56,11 +57,16 @@ class VideoFeatures:
 
     def why_not(self, video: str) -> str:
         """What the artifact's ledger says of a video that it holds nothing of, and what to do."""
-        ledger = self._artifact.ledger()
-        row = ledger.filter(pc.equal(ledger["id"], f"{self.modality}/{video}")).to_pylist()
-        if not row or row[0]["status"] not in ("failed", "skipped"):
+        if (message := self._lacking.get(f"{self.modality}/{video}")) is None:
             return "run embed_imagebind again, on these samples"
-        return f"{row[0]['message']}; mend the file and run ingest again, or try it again with --retry-failed"
+        return f"{message}; mend the file and run ingest again, or try it again with --retry-failed"
+
+    @cached_property
+    def _lacking(self) -> dict[str, str]:
+        """Id -> message of what failed or was skipped. Read when first asked for: mostly nobody asks."""
+        ledger = self._artifact.ledger()
+        rows = ledger.filter(pc.is_in(ledger["status"], pa.array(["failed", "skipped"]))).to_pylist()
+        return {row["id"]: row["message"] for row in rows}
 
     def gather(self, video: str, steps: np.ndarray) -> np.ndarray:
         """(len(steps), tokens, dim) of the steps, in the order given; they may repeat.

@@ -127,9 +127,8 @@ def _answer(
             seen = model.prefix(batch)
         naming = rows[0]["task"] == "classification"
         if naming and config.beams > 1:
-            texts = model.generate(
-                batch, *search, returned=config.beams, seen=seen
-            )  # MA-LMM's top-5 counts any of the beams
+            # MA-LMM's top-5 counts any of the beams.
+            texts = model.generate(batch, *search, returned=config.beams, seen=seen)
             beams: Sequence[list[str] | None] = [
                 texts[i : i + config.beams] for i in range(0, len(texts), config.beams)
             ]

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from stages.extract_frames.work import describe
 from video import VideoError, pictures, plan
 
 
@@ -29,19 +30,11 @@ def probe(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"file": str(path), "status": "ok", "error": None}
     try:
         planned = plan(path)
-        found |= {
-            "frames": len(planned),
+        described = describe(planned)
+        found |= described | {
             "pts": list(planned.pts),
             "time_base": str(planned.time_base),
-            "seconds": planned.seconds.tolist(),
-            "width": planned.width,
-            "height": planned.height,
-            "codec": planned.codec,
-            "rate": planned.rate,
-            "duration": planned.duration,
-            "rotation": planned.rotation,
-            "audio": planned.audio,
-            "warnings": list(planned.warnings),
+            "seconds": described["pts"],
         }
         for _ in pictures(path, planned, half_chroma=True):
             pass

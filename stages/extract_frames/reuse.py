@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.contract import Job
+from stages.extract_frames import shards
 from stages.extract_frames.work import WRITING
 from storage import Artifact, published
 from storage.tables import FRAMES
@@ -37,6 +38,5 @@ def copy(job: Job, artifact: Artifact, row: dict[str, Any]) -> None:
         job.draft.partial.create(f"{row['video']}.parquet") as file,
         pq.ParquetWriter(file, FRAMES, **WRITING) as writer,
     ):
-        groups = pq.ParquetFile(shard)
-        for number in range(row["first_row_group"], row["first_row_group"] + row["row_groups"]):
-            writer.write_table(groups.read_row_group(number))
+        first = row["first_row_group"]
+        shards.copy(pq.ParquetFile(shard), range(first, first + row["row_groups"]), writer)

@@ -45,13 +45,18 @@ def place(shards: Shards, rows: Mapping[str, dict[str, Any]]) -> None:
             first += row["row_groups"]
 
 
+def copy(source: pq.ParquetFile, groups: range, writer: pq.ParquetWriter) -> None:
+    """Row groups as they are, one in memory at a time."""
+    for number in groups:
+        writer.write_table(source.read_row_group(number))
+
+
 def write(draft: Draft, name: str, videos: Sequence[str]) -> None:
     """Put the frames of `videos` from their partial files into the shard `name`, a row group as a row group."""
     with draft.create(name) as file, pq.ParquetWriter(file, FRAMES, **WRITING) as writer:
         for video in videos:
             with draft.partial.open(f"{video}.parquet") as part:
                 groups = pq.ParquetFile(part)
-                for number in range(groups.num_row_groups):
-                    writer.write_table(groups.read_row_group(number))
+                copy(groups, range(groups.num_row_groups), writer)
     for video in videos:
         draft.store.delete(f"{draft.partial.folder}/{video}.parquet")
