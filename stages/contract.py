@@ -67,8 +67,17 @@ class Request(BaseModel):
 class Job:
     """What a stage's `run` works with: its config, inputs, draft, ledger, and the way to say how it goes."""
 
-    def __init__(self, request: Request, config: StageConfig, store: Store, key: str, events: Events):
+    def __init__(
+        self,
+        request: Request,
+        config: StageConfig,
+        store: Store,
+        key: str,
+        sources: dict[str, str],
+        events: Events,
+    ):
         self.request, self.config, self.store, self.key = request, config, store, key
+        self.sources = sources  # digests of the config's outside bytes
         kinds = [kind for kind in (*config.INPUTS, *config.OPTIONAL) if kind in request.inputs]
         self.inputs = {kind: Artifact(store, kind, request.inputs[kind]) for kind in kinds}
         self.draft = Draft(store, config.KIND, key)
@@ -132,7 +141,7 @@ def _guarded(config_class: type[StageConfig], run: Callable[[Job], None], source
             draft.discard()
         elif is_published(store, config.KIND, key):  # then its inputs have changed, or failed items are wanted again
             draft.reopen() if is_current(store, config.KIND, key) else draft.discard()
-        job = Job(request, config, store, key, events)
+        job = Job(request, config, store, key, sources, events)
         started = time.monotonic()
         run(job)
         about = job.about | {

@@ -26,7 +26,6 @@ from stages.embed_imagebind.tokenizer import tokenize
 from stages.embed_imagebind.videos import Segment, Videos, examine
 from stages.embed_imagebind.weights import weights_digest
 from storage import key_of
-from storage.digests import Digests
 from storage.features import FeatureBank
 from storage.tables import FEATURE_ITEMS, TIMELINES
 from storage.videos import SEGMENT
@@ -85,8 +84,7 @@ def encoder_of(job: Job) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
         tensors = load_tensors(config.architecture, None, config.seed)
         digest = weights_digest(tensors)
     else:
-        known = job.request.sources
-        digest = (config.sources(Digests()) if known is None else known)["weights"]
+        digest = job.sources["weights"]
     made_by = {
         "engine": config.engine,
         "architecture": config.architecture,

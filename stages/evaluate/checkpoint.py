@@ -8,7 +8,6 @@ from torch import Tensor
 from malmm.model import ModelConfig
 from stages.contract import BadInput, Job, WrongConfig
 from storage import Artifact, is_published
-from storage.digests import Digests
 
 
 class Checkpoint:
@@ -32,7 +31,7 @@ class Checkpoint:
             raise BadInput(
                 f"checkpoint {self._artifact.key}: config.json is not this version's ({error!r}): run finetune again"
             ) from None
-        given = job.config.sources(Digests()) if job.request.sources is None else job.request.sources
+        given = job.sources
         for name, trained in self.digests.items():
             if given.get(name) != trained:
                 raise WrongConfig(

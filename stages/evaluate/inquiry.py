@@ -25,6 +25,7 @@ from stages.evaluate.checkpoint import Checkpoint, check_encoder
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.timeline import Moments, clock, runs
 from storage import Artifact, Store
+from storage.digests import Digests
 from storage.features import open_features, text_digest
 from storage.videos import VideoFeatures
 
@@ -65,6 +66,7 @@ class Inquiry:
         self.request, self.store = request, Store(request.store)
         with _naming("config"):
             self.config = EvaluateConfig.model_validate(request.config)
+        self.sources = self.config.sources(Digests()) if request.sources is None else request.sources
         kinds = [kind for kind in ("samples", "features", "checkpoint", "frames") if getattr(request, kind)]
         self.inputs = {kind: Artifact(self.store, kind, getattr(request, kind)) for kind in kinds}
         self.checkpoint = Checkpoint(self)

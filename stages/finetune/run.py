@@ -20,7 +20,6 @@ from stages.finetune.curves import draw_curves
 from stages.finetune.data import TrainingData, dimensions, read_split
 from stages.finetune.schedule import Schedule
 from stages.finetune.train import State, train
-from storage.digests import Digests
 
 STATE = "state.safetensors"
 
@@ -182,8 +181,7 @@ def _accelerator(job: Job) -> Accelerator:
 
 
 def _publish(job: Job, settings: ModelConfig, state: State) -> None:
-    config = job.config
-    sources = job.request.sources if job.request.sources is not None else config.sources(Digests())
+    config, sources = job.config, job.sources
     metadata = {"format": "pt"}
     job.draft.write_bytes("model.safetensors", safetensors.torch.save(state.weights, metadata))
     rest = {name: value for name, value in state.tensors().items() if not name.startswith(("weight/", "curve/"))}
