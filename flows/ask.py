@@ -12,6 +12,7 @@ from pathlib import Path
 from flows.by_hand import command, make
 from flows.config import ConfigError, Pipeline, read, store_url, validated
 from flows.plan import plan
+from flows.runners import runner_of
 from storage import Artifact, MissingArtifact, Store, find, published
 
 
@@ -36,7 +37,7 @@ def about(
         steps = plan(settings.model_copy(update={"checkpoint": trained.key}))
         keys = {"checkpoint": trained.key}
         for name in ("ingest", "extract_frames", "embed_imagebind"):
-            make(steps[name])
+            make(steps[name], runner_of(settings.runner, name))
             keys[steps[name].kind] = steps[name].key
     request = {
         "store": store_url(settings),

@@ -4,19 +4,19 @@ import subprocess
 
 from flows import environments
 from flows.plan import Step
-from flows.runners import ProcessRunner, StageFailed, stage_environment
+from flows.runners import Runner, StageFailed, stage_environment
 from flows.terminal import Terminal
 from stages.contract import nothing_to_do
 from storage import Artifact, Store
 
 
-def make(step: Step) -> None:
-    """Make the artifact of a step, or find it made. Raises StageFailed."""
+def make(step: Step, runner: Runner) -> None:
+    """Make the artifact of a step, or a part of it, or find it made. Raises StageFailed."""
     store = Store(step.request.store)
     with Terminal(step.stage) as terminal:
         if nothing_to_do(step.request, store, step.kind, step.key):
             terminal.reused(Artifact(store, step.kind, step.key))
-        elif code := ProcessRunner().run(step.request, terminal.on_event):
+        elif code := runner.run(step.request, terminal.on_event):
             raise StageFailed(step.stage, code, terminal.cause)
 
 

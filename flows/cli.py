@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,15 +88,24 @@ def stage(
         typer.Option(metavar="ITEM", help="work on this item alone, into an artifact of its own"),
     ] = [],
     retry_failed: RetryFailed = False,
+    part: Annotated[
+        str,
+        typer.Option(
+            metavar="I/N",
+            help="do part I (from 0) of N, publishing nothing; run without --part at the end",
+        ),
+    ] = "",
 ) -> None:
     """Run one stage by hand, without Prefect, on the artifacts its config leads to."""
     from flows.by_hand import make
     from flows.config import STAGES
     from flows.plan import plan
+    from flows.runners import runner_of
     from storage import Artifact, Store, is_published
 
     _known([name], STAGES)
-    steps = plan(_load(config, set), None, {name: tuple(only)}, [name] if force else [], retry_failed)
+    pipeline = _load(config, set)
+    steps = plan(pipeline, None, {name: tuple(only)}, [name] if force else [], retry_failed)
     if name not in steps:
         _fail(f"{config} has no stage {name}: it has {', '.join(steps)}", 78)
     step = steps[name]
@@ -108,8 +118,11 @@ def stage(
                 f"{config}` first",
                 65,
             )
-    make(step)
-    typer.echo(f"{store.url}/{Artifact(store, step.kind, step.key).folder}")
+    if part:
+        step = replace(step, request=_part_of(step.request, part))
+    make(step, runner_of(pipeline.runner, name))
+    if not part:
+        typer.echo(f"{store.url}/{Artifact(store, step.kind, step.key).folder}")
 
 
 @app.command()
@@ -348,6 +361,18 @@ def _load(config: Path, overrides: list[str]) -> Any:
 def _known(names: list[str], known: Any) -> None:
     if wrong := [name for name in names if name not in known]:
         _fail(f"{', '.join(wrong)}: no such thing; there are {', '.join(known)}", 2)
+
+
+def _part_of(request: Any, text: str) -> Any:
+    from stages.contract import Part
+
+    number, _, of = text.partition("/")
+    if request.stage in ("ingest", "finetune") or request.force or request.retry_failed:
+        _fail("--part is for extract_frames, embed_imagebind and evaluate, without --force and --retry-failed", 2)
+    try:
+        return request.model_copy(update={"part": Part(number=int(number), of=int(of))})
+    except ValueError:
+        _fail(f"--part {text}: write it as 0/4, 1/4, 2/4, 3/4", 2)
 
 
 def _start_prefect() -> None:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from flows.runners.settings import RunnerSettings
 from stages.config import StageConfig
 from stages.embed_imagebind.config import EmbedConfig
 from stages.evaluate.config import EvaluateConfig
@@ -38,6 +39,7 @@ class Pipeline(BaseModel):
         pattern=r"^[0-9a-f]{6,64}$",
         description="key of a checkpoint in the store, or its first digits: it is evaluated, and nothing is trained",
     )
+    runner: RunnerSettings = Field(default_factory=RunnerSettings, description="where the stages run")
     ingest: IngestConfig
     extract_frames: ExtractConfig | None = None
     embed_imagebind: EmbedConfig

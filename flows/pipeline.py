@@ -6,16 +6,18 @@ The store owns the keys; Prefect schedules, retries and shows. An artifact that 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from prefect import flow, runtime, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows.config import load, store_url
+from flows.config import Pipeline, load, store_url
+from flows.parts import last, number_of_parts, run_parts
 from flows.plan import Step, plan
 from flows.progress import Progress
-from flows.runners import ProcessRunner, Runner, StageFailed
+from flows.runners import Runner, StageFailed, runner_of
 from flows.table import counted, rows
 from stages.contract import nothing_to_do
 from storage import Artifact, Store
@@ -33,14 +35,20 @@ def pipeline(
 
     made: dict[str, State] = {}  # ingest -> extract_frames -> embed_imagebind -> finetune -> evaluate
     for step in steps.values():
-        made[step.kind] = execute(step, settings.retries, [made[kind] for kind in step.request.inputs if kind in made])
+        made[step.kind] = execute(step, settings, [made[kind] for kind in step.request.inputs if kind in made])
 
     show_metrics(steps["evaluate"], Store(store_url(settings)), wait_for=[made["report"]])
     return {step.kind: step.key for step in steps.values()}
 
 
-def execute(step: Step, retries: int, after: Sequence[State]) -> State:
+def execute(step: Step, settings: Pipeline, after: Sequence[State]) -> State:
     """Run one step as a Prefect task named by its stage. Raises StageFailed when it ends without its artifact."""
+    retries, request = settings.retries, step.request
+    if not nothing_to_do(request, Store(request.store), step.kind, step.key):
+        parts = number_of_parts(step, settings.runner)
+        if parts > 1:
+            run_parts(step, parts, settings.runner)
+            step = replace(step, request=last(request))
     run = run_stage.with_options(
         name=step.stage,
         task_run_name=f"{step.stage} {step.key[:12]}",
@@ -48,7 +56,7 @@ def execute(step: Step, retries: int, after: Sequence[State]) -> State:
         retries=retries,
         retry_delay_seconds=[min(300, 10 * 3**n) for n in range(retries)] or None,
     )
-    state = run(step, ProcessRunner(), wait_for=list(after), return_state=True)
+    state = run(step, runner_of(settings.runner, step.stage), wait_for=list(after), return_state=True)
     state.result(raise_on_failure=True)
     return state
 

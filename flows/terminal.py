@@ -48,6 +48,10 @@ class Terminal:
             case "error":
                 self.cause = f"{event['error']}: {event['message']}"
                 self.say(self.cause, "error")
+            case "part_done":
+                self._close_bar()
+                made = counted(event["counts"]) or "no items"
+                self.say(f"part {event['number']} of {event['of']} done: {made}")
             case "done":
                 self._close_bar()
                 seconds = time.monotonic() - self._started

@@ -9,6 +9,7 @@ wrong (the BSD sysexits), 70 when the stage itself broke. Nothing else passes be
 import argparse
 import contextlib
 import ctypes
+import hashlib
 import os
 import platform
 import signal
@@ -19,19 +20,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stages.config import How, SourceDir, SourceFile, StageConfig
 from stages.errors import BadInput, StageError, TryAgain, WrongConfig
 from stages.events import Events
 from stages.identity import check_libraries, code_digest, record_of
 from storage import Artifact, Draft, Ledger, StorageError, Store, is_current, is_published, key_of
+from storage.artifacts import LEDGER_FILE
 from storage.digests import Digests
 
 __all__ = [
     "BadInput",
     "How",
     "Job",
+    "Part",
     "Request",
     "SourceDir",
     "SourceFile",
@@ -43,11 +46,33 @@ __all__ = [
 ]
 
 
+class Part(BaseModel):
+    """A share of a stage's work, number `number` (from 0) of `of`. What falls to it follows from names alone, so parts
+    of one artifact need not know of each other, and may come in any number, more than once, or not at all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    number: int = Field(ge=0)
+    of: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "Part":
+        if self.number >= self.of:
+            raise ValueError(f"there is no part {self.number} of {self.of}: they are counted from 0")
+        return self
+
+    def has(self, name: str) -> bool:
+        """Whether the item, or shard, or batch, of this name falls to it: by SHA-256, evenly."""
+        return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % self.of == self.number
+
+
 class Request(BaseModel):
     """One run of one stage. `inputs`: kind -> key. `only`: work on these items alone (and so under another key).
 
     `sources`: digests of outside bytes where the caller has them already; else the stage hashes them.
     `force`: make the artifact again from nothing. `retry_failed`: try the items again that failed before.
+    `part`: do a share of the work and leave it beside the draft, publishing nothing: the run without a part, which
+    comes last, takes up what parts have finished, does what is left, and publishes.
     `label`: the pipeline's name, kept in the manifest for people.
     """
 
@@ -61,6 +86,7 @@ class Request(BaseModel):
     only: tuple[str, ...] = ()
     force: bool = False
     retry_failed: bool = False
+    part: Part | None = None
     label: str = ""
 
 
@@ -81,8 +107,8 @@ class Job:
         kinds = [kind for kind in (*config.INPUTS, *config.OPTIONAL) if kind in request.inputs]
         self.inputs = {kind: Artifact(store, kind, request.inputs[kind]) for kind in kinds}
         self.draft = Draft(store, config.KIND, key)
-        before = self.draft.partial.exists("ledger.parquet")
-        self.ledger = Ledger(self.draft.partial.read_table("ledger.parquet") if before else None)
+        partial = self.draft.partial
+        self.ledger = Ledger(*(partial.read_table(name) for name in partial.list() if is_ledger(name)))
         # Items not to be tried again, and what went wrong with them. For stages whose failures cost much (a video that
         # hangs costs its whole time limit); the others try everything again.
         self.failed_before = {} if request.retry_failed else self.ledger.failed_before
@@ -100,6 +126,21 @@ class Job:
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def whole(self) -> bool:
+        """Whether this run publishes: it is not one of several parts."""
+        return self.request.part is None
+
+    def mine(self, name: str) -> bool:
+        """Whether the item, or shard, or batch, of this name is this run's to do."""
+        return self.whole or self.request.part.has(name)
+
+    def keep_ledger(self) -> None:
+        """Keep the ledger beside the draft; each part has a file of its own."""
+        part = self.request.part
+        name = LEDGER_FILE if part is None else f"ledger-{part.number}-of-{part.of}.parquet"
+        self.draft.partial.write_table(name, self.ledger.table())
 
     def item_failed(self, id: str, error: BaseException, seconds: float | None = None) -> None:
         """Record a failed item in the ledger and say so; the others go on."""
@@ -136,14 +177,15 @@ def _guarded(config_class: type[StageConfig], run: Callable[[Job], None], source
         if nothing_to_do(request, store, config.KIND, key):
             events.done(Artifact(store, config.KIND, key), reused=True)
             return 0
-        draft = Draft(store, config.KIND, key)
-        if request.force:
-            draft.discard()
-        elif is_published(store, config.KIND, key):  # then its inputs have changed, or failed items are wanted again
-            draft.reopen() if is_current(store, config.KIND, key) else draft.discard()
+        if request.part is None:
+            open_draft(request, store, config.KIND, key)
         job = Job(request, config, store, key, sources, events)
         started = time.monotonic()
         run(job)
+        if not job.whole:
+            job.keep_ledger()
+            events.part_done(request.part.number, request.part.of, job.ledger.counts())
+            return 0
         about = job.about | {
             "stage": config.STAGE,
             "version": config.VERSION,
@@ -174,6 +216,21 @@ def nothing_to_do(request: Request, store: Store, kind: str, key: str) -> bool:
     if request.force or not is_current(store, kind, key):
         return False
     return not (request.retry_failed and Artifact(store, kind, key).manifest["counts"]["failed"])
+
+
+def open_draft(request: Request, store: Store, kind: str, key: str) -> None:
+    """Take away, or open again, what is published and not wanted as it is. Before parts of a stage run, their
+    orchestrator calls it, once; a run without parts does it itself."""
+    draft = Draft(store, kind, key)
+    if request.force:
+        draft.discard()
+    elif is_published(store, kind, key):  # then its inputs have changed, or failed items are wanted again
+        draft.reopen() if is_current(store, kind, key) else draft.discard()
+
+
+def is_ledger(name: str) -> bool:
+    """Whether a file beside a draft is a ledger: of an earlier try, or of a part."""
+    return name == LEDGER_FILE or (name.startswith("ledger-") and name.endswith(".parquet"))
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -213,7 +270,7 @@ def _read(config_class: type[StageConfig], source: str) -> tuple[Request, StageC
 def _keep_failure(job: Job, error: Exception) -> None:
     """Leave the ledger and the cause beside the draft, for `malmm status` and for counting attempts."""
     with contextlib.suppress(OSError):  # a store that takes no more bytes must not hide the first cause
-        job.draft.partial.write_table("ledger.parquet", job.ledger.table())
+        job.keep_ledger()
         job.draft.partial.write_json(
             "failure.json", {"error": type(error).__name__, "message": str(error), "counts": job.ledger.counts()}
         )

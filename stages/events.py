@@ -54,6 +54,9 @@ class Events:
             url=f"{artifact.store.url}/{artifact.folder}",
         )
 
+    def part_done(self, number: int, of: int, counts: dict[str, int]) -> None:
+        self._say("part_done", number=number, of=of, counts=counts)
+
     def error(self, error: str, message: str) -> None:
         self._say("error", error=error, message=message)
 

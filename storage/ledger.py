@@ -14,15 +14,21 @@ STATUSES = ("done", "reused", "failed", "skipped")
 class Ledger:
     """Collects what became of each item; a later entry of an id replaces the earlier one.
 
-    `before`: the ledger of an earlier, unfinished try, whose attempts are counted on. `failed_before`: the items
-    that failed then, and what went wrong.
+    `before`: the ledgers of earlier, unfinished tries and of parts, whose attempts are counted on; of an item in
+    several, what was done counts, else the row of most attempts. `failed_before`: the items that failed then, and
+    what went wrong. `finished_before`: the items that were done then.
     """
 
-    def __init__(self, before: pa.Table | None = None):
-        rows = before.to_pylist() if before else []
-        self._attempts = {row["id"]: row["attempts"] for row in rows}
-        self._failures = {row["id"]: row for row in rows if row["status"] == "failed"}
-        self.failed_before = {id: f"{row['error']}: {row['message']}" for id, row in self._failures.items()}
+    def __init__(self, *before: pa.Table):
+        rows: dict[str, dict] = {}
+        for row in (row for table in before for row in table.to_pylist()):
+            if row["id"] not in rows or _weight(row) > _weight(rows[row["id"]]):
+                rows[row["id"]] = row
+        self._before = rows
+        self._attempts = {id: row["attempts"] for id, row in rows.items()}
+        failures = {id: row for id, row in rows.items() if row["status"] == "failed"}
+        self.failed_before = {id: f"{row['error']}: {row['message']}" for id, row in failures.items()}
+        self.finished_before = frozenset(id for id, row in rows.items() if row["status"] == "done")
         self._untried: set[str] = set()
         self._rows: dict[str, tuple[str, str | None, str | None, float | None]] = {}
 
@@ -35,10 +41,10 @@ class Ledger:
     def failed(self, id: str, error: BaseException, seconds: float | None = None) -> None:
         self._rows[id] = ("failed", type(error).__name__, str(error), seconds)
 
-    def still_failed(self, id: str) -> None:
-        """An item of `failed_before` that is not tried again: its row stays as it was."""
-        before = self._failures[id]
-        self._rows[id] = ("failed", before["error"], before["message"], before["seconds"])
+    def still(self, id: str) -> None:
+        """An item that an earlier try, or a part, has done, or failed at: its row stays as it was."""
+        before = self._before[id]
+        self._rows[id] = (before["status"], before["error"], before["message"], before["seconds"])
         self._untried.add(id)
 
     def skipped(self, id: str, message: str) -> None:
@@ -61,3 +67,7 @@ class Ledger:
             tried = self._attempts.get(id, 0) + (status in ("done", "failed") and id not in self._untried)
             rows.append(dict(id=id, status=status, error=error, message=message, attempts=tried, seconds=seconds))
         return pa.Table.from_pylist(rows, schema=LEDGER)
+
+
+def _weight(row: dict) -> tuple[bool, int]:
+    return row["status"] == "done", row["attempts"]

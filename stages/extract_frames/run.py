@@ -88,7 +88,7 @@ def resume(job: Job, videos: dict[str, list[str]]) -> tuple[Rows, dict[str, str]
         job.ledger.done(video)
     failures = {v: said for v, said in job.failed_before.items() if v in videos and v not in rows}
     for video in failures:
-        job.ledger.still_failed(video)
+        job.ledger.still(video)
     return rows, failures
 
 
@@ -148,7 +148,7 @@ def fail(job: Job, video: str, path: str, error: Exception, seconds: float) -> s
     said = str(error).removeprefix(f"{job.config.videos / path}: ")
     told = type(error)(f"{path}: {said}")
     job.item_failed(video, told, seconds)
-    job.draft.partial.write_table("ledger.parquet", job.ledger.table())
+    job.keep_ledger()
     return f"{type(told).__name__}: {told}"
 
 

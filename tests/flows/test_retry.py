@@ -42,7 +42,7 @@ def first(job: Job) -> None:
         if f"{item}.txt" in there:
             job.ledger.reused(item)
         elif item in job.failed_before:
-            job.ledger.still_failed(item)
+            job.ledger.still(item)
             failures += 1
         elif item in bad.read_text():
             job.item_failed(item, BadInput("is bad"))

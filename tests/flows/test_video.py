@@ -10,6 +10,7 @@ from flows import ask
 from flows.by_hand import make
 from flows.config import ConfigError, load
 from flows.plan import plan
+from flows.runners import ProcessRunner
 from stages.contract import StageError
 from storage import MissingArtifact
 from tests.flows.conftest import ROOT
@@ -40,7 +41,7 @@ def test_a_given_checkpoint_leaves_training_out(pretend):
     with pytest.raises(MissingArtifact, match="0 checkpoint artifacts"):
         plan(load(pretend.config, ["checkpoint=abcdef"]))
     for step in steps.values():
-        make(step)
+        make(step, ProcessRunner())
     given = plan(load(pretend.config, [f"checkpoint='{steps['finetune'].key[:12]}'", "finetune.lr=0.5"]))
     assert "finetune" not in given and given["evaluate"].key == steps["evaluate"].key
 
@@ -53,7 +54,7 @@ def test_a_question_about_one_video_goes_through_the_same_stages(pretend, comman
     refused = malmm(*given)
     assert refused.returncode == 65 and "has no checkpoint of pipeline pretend" in refused.stderr
     for step in plan(load(pretend.config)).values():
-        make(step)
+        make(step, ProcessRunner())
     done = malmm(*given)
     assert done.returncode == 0, done.stderr
     asked = pretend.asked("evaluate")
@@ -91,7 +92,7 @@ def test_probe_and_export_hand_over_to_the_stage(pretend):
     assert pretend.asked("extract_frames")["argv"] == ["stages.extract_frames", "probe", "--json", str(video)]
     steps = plan(load(pretend.config))
     for name in ("ingest", "extract_frames"):
-        make(steps[name])
+        make(steps[name], ProcessRunner())
     done = malmm("export", "frames", steps["extract_frames"].key[:10], "--store", str(pretend.store), "--to", "out")
     assert done.returncode == 0, done.stderr
     argv = pretend.asked("extract_frames")["argv"]

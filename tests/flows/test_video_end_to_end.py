@@ -9,6 +9,7 @@ from flows.by_hand import make
 from flows.config import load
 from flows.demo import in_finetune_environment
 from flows.plan import plan
+from flows.runners import ProcessRunner
 from storage import Artifact, Store
 from storage.videos import VideoFeatures
 from tests.flows.conftest import ROOT
@@ -52,7 +53,7 @@ def test_a_video_with_its_questions_from_annotations_to_a_report_and_an_answer(s
     config.write_text(CONFIG.format(here=tmp_path, videos=clip.parent, questions=questions))
     steps = plan(load(config))
     for step in steps.values():
-        make(step)
+        make(step, ProcessRunner())
     store = Store(tmp_path / "store")
 
     frames = Artifact(store, "frames", steps["extract_frames"].key)

@@ -1,8 +1,4 @@
-"""Runners: how a stage's command is run. One interface, so that a laptop and a cluster run the same thing.
-
-A runner takes a request, hands each event of the stage to a callback as it comes, and returns the exit code.
-It never raises for what the stage did; it always leaves no process behind.
-"""
+"""The process runner: a stage in its own virtual environment on this machine."""
 
 import contextlib
 import json
@@ -12,25 +8,24 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 from flows import environments
+from flows.runners.settings import Needs
 from stages.contract import Request
 
 Event = dict[str, Any]
 ROOT = environments.REPO
+TIMED_OUT = 75  # it may pass later
 
 
-class Runner(Protocol):
-    """Runs one request to its end and returns the stage's exit code."""
-
-    def run(self, request: Request, on_event: Callable[[Event], None]) -> int: ...
-
-
+@dataclass(frozen=True)
 class ProcessRunner:
     """Runs a stage in its own virtual environment, in a session of its own, with a cleaned environment."""
 
-    grace_seconds = 15.0
+    needs: Needs = field(default_factory=Needs)
+    grace_seconds: float = 15.0
 
     def run(self, request: Request, on_event: Callable[[Event], None]) -> int:
         python = environments.python(request.stage)
@@ -60,16 +55,21 @@ class ProcessRunner:
         # A grandchild may hold the pipe open: what the stage started ends when the stage does.
         threading.Thread(target=_reap, args=(process,), daemon=True).start()
         finished = False
+        deadline = Deadline(self.needs.timeout, lambda: self._end(process))
         try:
             _hand_over(process, request)
             for line in process.stdout:
                 event = _parse(line)
-                finished = finished or event["event"] in ("done", "error")
+                finished = finished or event["event"] in ("done", "error", "part_done")
                 on_event(event)
             code = process.wait()
         finally:
+            deadline.cancel()
             self._end(process)
         reader.join(timeout=5)
+        if deadline.passed:
+            on_event(deadline.error())
+            return TIMED_OUT
         if not finished:
             on_event({"event": "error", "error": "Died", "message": _cause(code, said)})
         elif code == 70:
@@ -86,12 +86,31 @@ class ProcessRunner:
         process.wait()
 
 
-class StageFailed(Exception):
-    """A stage ended without its artifact; `code` is its exit code and says whether to try again."""
+class Deadline:
+    """Calls `end` once, `seconds` from now, unless it is cancelled before; None: never."""
 
-    def __init__(self, stage: str, code: int, cause: str):
-        super().__init__(f"{stage}: {cause} (exit code {code})")
-        self.stage, self.code = stage, code
+    def __init__(self, seconds: float | None, end: Callable[[], None]):
+        self.seconds, self.passed, self._end = seconds, False, end
+        self._timer = threading.Timer(seconds, self._pass) if seconds is not None else None
+        if self._timer is not None:
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _pass(self) -> None:
+        self.passed = True
+        self._end()
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def error(self) -> Event:
+        """What is said of a stage that was ended."""
+        return {
+            "event": "error",
+            "error": "TimedOut",
+            "message": f"no end after {self.seconds:g} s, which runner.stages.<stage>.timeout allows; it was ended",
+        }
 
 
 def stage_environment() -> dict[str, str]:
