@@ -101,14 +101,17 @@ class Job:
         key: str,
         sources: dict[str, str],
         events: Events,
+        leads: bool = True,
     ):
         self.request, self.config, self.store, self.key = request, config, store, key
+        self.leads = leads  # whether this process speaks and publishes
         self.sources = sources  # digests of the config's outside bytes
         kinds = [kind for kind in (*config.INPUTS, *config.OPTIONAL) if kind in request.inputs]
         self.inputs = {kind: Artifact(store, kind, request.inputs[kind]) for kind in kinds}
         self.draft = Draft(store, config.KIND, key)
         partial = self.draft.partial
-        self.ledger = Ledger(*(partial.read_table(name) for name in partial.list() if is_ledger(name)))
+        names = filter(is_ledger, partial.list()) if leads else ()  # the leader may be discarding them
+        self.ledger = Ledger(*map(partial.read_table, names))
         # Items not to be tried again, and what went wrong with them. For stages whose failures cost much (a video that
         # hangs costs its whole time limit); the others try everything again.
         self.failed_before = {} if request.retry_failed else self.ledger.failed_before
@@ -136,11 +139,19 @@ class Job:
         """Whether the item, or shard, or batch, of this name is this run's to do."""
         return self.whole or self.request.part.has(name)
 
-    def keep_ledger(self) -> None:
-        """Keep the ledger beside the draft; each part has a file of its own."""
+    def own_file(self, stem: str) -> str:
+        """The name of a table beside the draft of which each part has its own: plan.parquet, plan-0-of-4.parquet."""
         part = self.request.part
-        name = LEDGER_FILE if part is None else f"ledger-{part.number}-of-{part.of}.parquet"
-        self.draft.partial.write_table(name, self.ledger.table())
+        return f"{stem}.parquet" if part is None else f"{stem}-{part.number}-of-{part.of}.parquet"
+
+    def keep_ledger(self) -> None:
+        """Keep the ledger beside the draft."""
+        self.draft.partial.write_table(self.own_file("ledger"), self.ledger.table())
+
+    def hand_over(self) -> None:
+        """Leave speaking and publishing to a process that is started next: it gets our standard output."""
+        self._events.hand_over()
+        self.leads = False
 
     def item_failed(self, id: str, error: BaseException, seconds: float | None = None) -> None:
         """Record a failed item in the ledger and say so; the others go on."""
@@ -148,8 +159,13 @@ class Job:
         self._events.item_failed(id, error)
 
 
-def main(config_class: type[StageConfig], run: Callable[[Job], None], argv: list[str] | None = None) -> None:
-    """The command of a stage: `run REQUEST.json`, or `run -` to read the request from standard input."""
+def main(
+    config_class: type[StageConfig], run: Callable[[Job], None], argv: list[str] | None = None, leads: bool = True
+) -> None:
+    """The command of a stage: `run REQUEST.json`, or `run -` to read the request from standard input.
+
+    `leads`: where several processes work on one request together, whether it is this one that speaks and publishes.
+    """
     parser = argparse.ArgumentParser(
         prog=f"python -m stages.{config_class.STAGE}",
         description=(config_class.__doc__ or "").split("\n")[0],
@@ -160,11 +176,13 @@ def main(config_class: type[StageConfig], run: Callable[[Job], None], argv: list
     arguments = parser.parse_args(argv)
     _follow_parent()
     signal.signal(signal.SIGTERM, _interrupt)
-    with _events() as events:
-        sys.exit(_guarded(config_class, run, arguments.request, events))
+    with _events(leads) as events:
+        sys.exit(_guarded(config_class, run, arguments.request, events, leads))
 
 
-def _guarded(config_class: type[StageConfig], run: Callable[[Job], None], source: str, events: Events) -> int:
+def _guarded(
+    config_class: type[StageConfig], run: Callable[[Job], None], source: str, events: Events, leads: bool
+) -> int:
     """Run, and turn whatever happens into one event and one exit code."""
     job: Job | None = None
     try:
@@ -177,11 +195,13 @@ def _guarded(config_class: type[StageConfig], run: Callable[[Job], None], source
         if nothing_to_do(request, store, config.KIND, key):
             events.done(Artifact(store, config.KIND, key), reused=True)
             return 0
-        if request.part is None:
+        if request.part is None and leads:
             open_draft(request, store, config.KIND, key)
-        job = Job(request, config, store, key, sources, events)
+        job = Job(request, config, store, key, sources, events, leads)
         started = time.monotonic()
         run(job)
+        if not job.leads:
+            return 0
         if not job.whole:
             job.keep_ledger()
             events.part_done(request.part.number, request.part.of, job.ledger.counts())
@@ -277,10 +297,10 @@ def _keep_failure(job: Job, error: Exception) -> None:
 
 
 @contextlib.contextmanager
-def _events() -> Iterator[Events]:
+def _events(leads: bool) -> Iterator[Events]:
     """Events on the real standard output; what libraries print there goes to standard error instead."""
     sys.stdout.flush()
-    with os.fdopen(os.dup(1), "w", buffering=1) as out:
+    with os.fdopen(os.dup(1) if leads else os.open(os.devnull, os.O_WRONLY), "w", buffering=1) as out:
         os.dup2(2, 1)
         with contextlib.closing(Events(out)) as events:
             yield events

@@ -1,6 +1,7 @@
 """Events: one JSON object a line for a program, a progress bar for a person."""
 
 import json
+import os
 import time
 from typing import IO, Any
 
@@ -59,6 +60,10 @@ class Events:
 
     def error(self, error: str, message: str) -> None:
         self._say("error", error=error, message=message)
+
+    def hand_over(self) -> None:
+        """Let processes that are started from now on write where events go: there is their standard output."""
+        os.dup2(self._out.fileno(), 1)
 
     def close(self) -> None:
         if self._bar is not None:

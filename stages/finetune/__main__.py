@@ -2,6 +2,6 @@
 
 from stages.contract import main
 from stages.finetune.config import FinetuneConfig
-from stages.finetune.run import run
+from stages.finetune.launch import leads, run
 
-main(FinetuneConfig, run)
+main(FinetuneConfig, run, leads=leads())

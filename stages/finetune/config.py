@@ -57,7 +57,7 @@ class FinetuneConfig(StageConfig):
     """Trains the connector in front of the frozen language model."""
 
     STAGE: ClassVar[str] = "finetune"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     KIND: ClassVar[str] = "checkpoint"
     INPUTS: ClassVar[tuple[str, ...]] = ("samples", "features")
     LIBRARIES: ClassVar[tuple[str, ...]] = (
@@ -148,6 +148,12 @@ class FinetuneConfig(StageConfig):
     )
 
     device: How[Literal["auto", "cpu", "cuda"]] = Field("auto", description="where the model runs")
+    processes: How[int] = Field(
+        1,
+        ge=1,
+        description="processes of this machine that train together, one a GPU, and share the batches of a step: at "
+        "most accumulate",
+    )
     checkpoint_every: How[int] = Field(100, ge=1, description="steps between saved states; a killed run loses no more")
     loggers: How[tuple[Literal["tensorboard", "wandb"], ...]] = Field((), description="where to log beside the curves")
     log_dir: How[Path] = Field(Path("logs"), description="folder of the loggers' files")
@@ -179,6 +185,16 @@ class FinetuneConfig(StageConfig):
                 "trainable names image_pe (recipe malmm does), which is there only with memory banks: set "
                 "memory_bank_length, or name what trains without image_pe"
             )
+        if self.processes > self.accumulate:
+            raise ValueError(too_many(self.processes, self.accumulate))
         if self.max_steps and self.warmup_steps >= self.max_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be below max_steps {self.max_steps}")
         return self
+
+
+def too_many(processes: int, accumulate: int) -> str:
+    """Why no more processes than ``accumulate`` train together, and what to do."""
+    return (
+        f"{processes} processes, but accumulate is {accumulate}: so many batches has a step to share, and the others "
+        "would idle. Set accumulate to a multiple of the processes, and batch lower by as much for the same step"
+    )

@@ -15,9 +15,10 @@ from malmm.pretrained import Loaded
 from malmm.prompt import Template
 from malmm.qformer import QFormerConfig
 from stages.contract import Job, WrongConfig
-from stages.finetune.config import RECIPES, FinetuneConfig
+from stages.finetune.config import RECIPES, FinetuneConfig, too_many
 from stages.finetune.curves import draw_curves
 from stages.finetune.data import TrainingData, dimensions, read_split
+from stages.finetune.peers import join
 from stages.finetune.schedule import Schedule
 from stages.finetune.train import State, train
 
@@ -30,22 +31,26 @@ def run(job: Job) -> None:
     would need), curves.parquet and curves.png. None of them depends on the time or on where things lie.
 
     With max_steps 0 no sample is read, nothing trains and there are no curves: the weights are those it begins with.
+    Where several processes train together, each runs this, and the one that leads writes.
 
     Raises BadInput for samples without answer, media or embedding; WrongConfig for settings that do not fit together.
     """
     config = job.config
     if job.only:
         raise WrongConfig("finetune trains on a whole split: --only is for stages that work item by item")
+    group = join(job.device)
+    if group.num_processes > config.accumulate:
+        raise WrongConfig(f"finetune: {too_many(group.num_processes, config.accumulate)}")
     job.log(_announcement(config))
     samples, features = job.inputs["samples"], job.inputs["features"]
     data = None if config.max_steps == 0 else read_split(samples, features, config)
-    schedule = None if data is None else _schedule(config, data)
+    schedule = None if data is None else schedule_of(config, data)
     settings = model_config(config, *(dimensions(features, config.frames) if data is None else data.widths))
     if data is not None and "caption" in settings.template.fields and (n := data.table["caption"].null_count):
         raise WrongConfig(f"finetune.template has {{caption}}, but {n} of {len(data)} samples have none: take it out")
     transformers.utils.logging.disable_progress_bar()
     try:
-        model = build_model(settings, config.llm, job.device, config.text_tokenizer, config.qformer_weights)
+        model = build_model(settings, config.llm, str(group.device), config.text_tokenizer, config.qformer_weights)
     except ValueError as error:  # a tokenizer without an end, a Q-Former of other sizes
         raise WrongConfig(f"finetune: {error}") from None
     if model.pretrained is not None:
@@ -55,10 +60,12 @@ def run(job: Job) -> None:
         job.log("max_steps is 0: nothing trains, the model is published as it is")
         state = State.untrained(model)
     else:
-        job.log(f"{count:,} parameters train on {len(data):,} samples, {schedule.steps:,} steps")
+        by = f", in {group.num_processes} processes" if group.num_processes > 1 else ""
+        job.log(f"{count:,} parameters train on {len(data):,} samples, {schedule.steps:,} steps{by}")
         state = _train(job, model, data, schedule)
     job.about |= {"steps": state.step, "parameters": count}
-    _publish(job, settings, state)
+    if job.leads:
+        _publish(job, settings, state)
 
 
 def _tell_pretrained(job: Job, pretrained: Loaded) -> None:
@@ -78,7 +85,8 @@ def _tell_pretrained(job: Job, pretrained: Loaded) -> None:
         )
 
 
-def _schedule(config: FinetuneConfig, data: TrainingData) -> Schedule:
+def schedule_of(config: FinetuneConfig, data: TrainingData) -> Schedule:
+    """When which samples are taken. Raises WrongConfig for a warm-up that outlasts the training."""
     schedule = Schedule(
         data.lengths, config.batch, config.accumulate, config.epochs, config.max_steps, config.lr,
         config.warmup_steps, config.seed,
@@ -109,7 +117,8 @@ def _train(job: Job, model: MultimodalModel, data: TrainingData, schedule: Sched
         job.progress(step * size, total, "samples")
 
     def save(state: State) -> None:
-        job.draft.partial.write_bytes(STATE, safetensors.torch.save(state.tensors()))
+        if job.leads:
+            job.draft.partial.write_bytes(STATE, safetensors.torch.save(state.tensors()))
 
     state = train(
         model, data, schedule, accelerator, config.weight_decay, config.grad_clip, state, config.checkpoint_every,

@@ -1,10 +1,12 @@
-"""The training loop. What is random in a step follows from (seed, step), so a resumed run repeats what was lost."""
+"""
+The training loop. What is random in a batch follows from the seed and its number, so a resumed run repeats what was
+lost, and processes may share the batches of a step in any number.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 from malmm.model import Batch, MultimodalModel
 from stages.contract import WrongConfig
 from stages.finetune.data import TrainingData
+from stages.finetune.peers import add_up
 from stages.finetune.schedule import Schedule
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
@@ -68,6 +71,7 @@ def train(
 ) -> State:
     """
     Trains ``model`` in place from ``state`` (None: from the start) to the schedule's end and returns the state there.
+    Of W processes, process r takes batches r, r + W, ... of a step; all take the same steps.
 
     ``save`` gets the state after each ``every`` steps, ``tell`` (steps done, samples of this step, its values) after
     each step. Raises WrongConfig if the model refuses a batch, or the loss or the gradient is not finite.
@@ -88,14 +92,16 @@ def train(
     optimizer = accelerator.prepare(optimizer)
     model.train()
 
-    batches = read_ahead(data.batch, chain.from_iterable(schedule.walk(start)))
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    batches = read_ahead(data.batch, (batch for work in schedule.walk(start) for batch in work[rank::ranks]))
     for step, work in enumerate(schedule.walk(start), start):
         for group in optimizer.param_groups:
             group["lr"] = schedule.learning_rate(step)
-        torch.manual_seed((schedule.seed << 32) + step)  # dropout
 
         total, tokens, samples = 0.0, 0, 0
-        for batch in islice(batches, len(work)):
+        for number in range(rank, len(work), ranks):
+            batch = next(batches)
+            torch.manual_seed((schedule.seed << 32) + step * schedule.accumulate + number)  # dropout
             try:
                 with accelerator.autocast():
                     loss, count = model.loss(batch)
@@ -103,6 +109,10 @@ def train(
                 raise WrongConfig(f"step {step + 1}: {error}") from None
             accelerator.backward(loss)
             total, tokens, samples = total + loss.item(), tokens + count, samples + len(batch)
+        numbers = add_up(list(parameters.values()), (total, tokens, samples, step), accelerator)
+        total, tokens, samples = numbers[0], int(numbers[1]), int(numbers[2])
+        if numbers[3] != ranks * step:
+            raise WrongConfig("the processes stand at different steps: all nodes must see one and the same store")
         # The mean over the tokens of all batches, so that accumulating is the same as one large batch.
         for parameter in parameters.values():
             if parameter.grad is not None:

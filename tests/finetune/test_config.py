@@ -17,7 +17,7 @@ def test_the_recipe_enters_the_key_by_what_it_sets_alone():
         recipe="connector", llm="x", trainable=["imagebind_fc", "turn_pe"], outputs="all", normalize_inputs=False
     )
     assert spelled.key_fields() == FinetuneConfig(recipe="seed", llm="y").key_fields()
-    assert "llm" not in spelled.key_fields() and "text_tokenizer" not in spelled.key_fields()
+    assert not {"llm", "text_tokenizer", "processes"} & set(spelled.key_fields())
     assert set(spelled.source_paths()) == {"llm"}
     assert set(FinetuneConfig(llm="x", text_tokenizer="t").source_paths()) == {"llm", "text_tokenizer"}
 
@@ -34,6 +34,7 @@ def test_the_recipe_enters_the_key_by_what_it_sets_alone():
         ({"memory_bank_length": 3}, "set frames too"),
         ({"max_text_tokens": 513}, "more than qformer.max_positions 512"),
         ({"memory_bank_length": 3, "frames": 130}, "more than max_frames 120"),
+        ({"processes": 4, "accumulate": 3}, "4 processes, but accumulate is 3"),
         ({"epoch": 3}, "Extra inputs"),
     ],
 )

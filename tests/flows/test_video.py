@@ -11,8 +11,8 @@ from flows.by_hand import make
 from flows.config import ConfigError, load
 from flows.plan import plan
 from flows.runners import ProcessRunner
-from stages.contract import StageError
-from storage import MissingArtifact
+from stages.contract import Request, StageError
+from storage import MissingArtifact, Store, published
 from tests.flows.conftest import ROOT
 
 
@@ -98,6 +98,12 @@ def test_probe_and_export_hand_over_to_the_stage(pretend):
     argv = pretend.asked("extract_frames")["argv"]
     assert argv[:2] == ["stages.extract_frames", "export"] and steps["extract_frames"].key in argv
     assert malmm("export", "frames", "abc", "--to", "out", "--layout", "other").returncode == 2
+
+
+def test_a_request_is_printed_and_nothing_runs(pretend):
+    done = malmm("stage", "ingest", "--config", str(pretend.config), "--request")
+    assert Request.model_validate_json(done.stdout) == plan(load(pretend.config))["ingest"].request
+    assert not published(Store(pretend.store), "samples")
 
 
 def test_a_stage_that_fails_by_hand_ends_with_its_code_and_cause(pretend):
