@@ -5,17 +5,37 @@ lost part left undone, and publishes. So what is published does not depend on ho
 their luck.
 """
 
+import contextlib
+import math
+import socket
+import time
+from collections.abc import Iterator
+
+import prefect
+import pyarrow as pa
 import pyarrow.compute as pc
-from prefect import flow, task
+import pyarrow.parquet as pq
+from prefect import flow, get_client, task
+from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.futures import PrefectFuture
+from prefect.logging import get_run_logger
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Completed, Crashed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows.config import STAGES
+from flows.limits import gpu_places
 from flows.plan import Step
 from flows.progress import Progress
-from flows.runners import Runner, RunnerSettings, StageFailed, runner_of
+from flows.runners import Event, RunnerSettings, StageFailed, ending_stages, runner_of
+from flows.table import counted
 from stages.contract import Part, Request, open_draft
+from stages.identity import code_digest
 from storage import Artifact, Store
 
-# What counts as an item of a stage: distinct media, questions too, or samples of the split that is scored.
+MAY_PASS_LATER, WRONG_CONFIG = 75, 78
+COUNTED = 1_000_000  # samples; of more, the media of a share of them stand for all
 
 
 def number_of_parts(step: Step, settings: RunnerSettings) -> int:
@@ -27,14 +47,20 @@ def number_of_parts(step: Step, settings: RunnerSettings) -> int:
 
 
 def number_of_items(step: Step) -> int:
-    """Items of a stage that splits: videos, media and questions, or samples of the split."""
-    samples = Artifact(Store(step.request.store), "samples", step.request.inputs["samples"])
-    if step.stage == "evaluate":
-        splits = samples.read_table("samples.parquet", ["split"])["split"]
-        return pc.sum(pc.equal(splits, step.request.config["split"])).as_py() or 0
-    columns = ["media"] if step.stage == "extract_frames" else ["media", "question"]
-    table = samples.read_table("samples.parquet", columns)
-    return sum(pc.count_distinct(table[name]).as_py() for name in columns)
+    """Items of a stage that splits: distinct media, or samples of the split that evaluate scores.
+
+    Questions are not counted: beside an image or a video they cost next to nothing."""
+    with Artifact(Store(step.request.store), "samples", step.request.inputs["samples"]).open("samples.parquet") as file:
+        table = pq.ParquetFile(file)
+        if step.stage == "evaluate":
+            split = step.request.config["split"]
+            return sum(pc.sum(pc.equal(values, split)).as_py() or 0 for values in _column(table, "split"))
+        # Digests are even: one in 16 begins with a zero.
+        zeros = max(0, math.ceil(math.log(max(1, table.metadata.num_rows) / COUNTED, 16)))
+        found: set[str] = set()
+        for media in _column(table, "media"):
+            found.update(pc.unique(media.filter(pc.starts_with(media, "0" * zeros))).to_pylist())
+        return len(found) * 16**zeros
 
 
 def split(request: Request, parts: int) -> list[Request]:
@@ -47,31 +73,127 @@ def last(request: Request) -> Request:
     return request.model_copy(update={"force": False, "retry_failed": False})
 
 
-def run_parts(step: Step, parts: int, settings: RunnerSettings) -> None:
+def delays(retries: int) -> list[int]:
+    """Seconds to wait before each retry."""
+    return [min(300, 10 * 3**n) for n in range(retries)]
+
+
+def worth_retrying(task: object, task_run: object, state: State) -> bool:
+    """Whether a failed stage may pass later: its exit code said so, or something killed it."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, StageFailed) and (error.code == MAY_PASS_LATER or error.code < 0)
+
+
+def run_parts(step: Step, parts: int, settings: RunnerSettings, retries: int) -> None:
     """Run all parts of a step. Raises StageFailed when one of them failed in the end."""
+    if settings.cluster and not PREFECT_API_URL.value():
+        raise StageFailed(step.stage, WRONG_CONFIG, "runner.cluster: set PREFECT_API_URL to a server that nodes reach")
     open_draft(step.request, Store(step.request.store), step.kind, step.key)
     side_by_side = in_parts.with_options(
         name=f"{step.stage} in parts", task_runner=task_runner(settings), flow_run_name=f"{step.stage} {step.key[:12]}"
     )
-    side_by_side(step.request, parts, runner_of(settings, step.stage))
+    side_by_side(step.request, parts, settings, retries)
 
 
 def task_runner(settings: RunnerSettings) -> TaskRunner:
     """Prefect's task runner for the parts."""
-    return ThreadPoolTaskRunner(max_workers=settings.side_by_side)
+    match (settings.cluster or "").split("://"):
+        case ["ray", _]:
+            from prefect_ray import RayTaskRunner
+
+            return RayTaskRunner(address=settings.cluster)
+        case ["dask", address]:
+            from prefect_dask import DaskTaskRunner
+
+            return DaskTaskRunner(address=f"tcp://{address}")
+        case _:
+            return ThreadPoolTaskRunner(max_workers=settings.side_by_side)
+
+
+def claim(settings: RunnerSettings, stage: str) -> contextlib.AbstractContextManager:
+    """What a part takes of a cluster's node, for the parts submitted inside."""
+    needs, cluster = settings.of(stage), settings.cluster or ""
+    if cluster.startswith("ray"):
+        from prefect_ray.context import remote_options
+
+        return remote_options(num_cpus=needs.cpus or 1, num_gpus=needs.gpus)
+    if cluster.startswith("dask") and needs.gpus:
+        import dask
+
+        return dask.annotate(resources={"GPU": needs.gpus})
+    return contextlib.nullcontext()
 
 
 @flow(persist_result=False)
-def in_parts(request: Request, parts: int, runner: Runner) -> None:
-    """Run all parts of a request."""
-    futures = [run_part.submit(part, runner) for part in split(request, parts)]
-    for future in futures:
+def in_parts(request: Request, parts: int, settings: RunnerSettings, retries: int) -> None:
+    """Run all parts of a request; those that are lost with their node are submitted again. Raises StageFailed."""
+    run = run_part.with_options(
+        name=request.stage,
+        task_run_name=f"{request.stage} part {{request.part.number}} of {parts}",
+        tags={request.stage, request.label},
+        retries=retries,
+        retry_delay_seconds=delays(retries) or None,
+    )
+    left, wanted = split(request, parts), versions(request.stage) if settings.cluster else {}
+    for delay in (0, *delays(retries)):
+        time.sleep(delay)
+        with claim(settings, request.stage):
+            futures = [run.submit(part, settings, wanted) for part in left]
+        with ending_stages():
+            lost = {part.part.number: error for part, future in zip(left, futures) if (error := outcome(future))}
+        if not lost:
+            return
+        left = [part for part in left if part.part.number in lost]
+        some = ", ".join(map(str, list(lost)[:5])) + (", ..." if len(lost) > 5 else "")
+        said = f"{len(lost)} of {parts} parts were lost ({some}): {next(iter(lost.values()))}"
+        get_run_logger().warning("%s", said)
+    raise StageFailed(request.stage, MAY_PASS_LATER, said)
+
+
+def outcome(future: PrefectFuture) -> Exception | None:
+    """None when the part is done; what is said of its loss when its node, worker or process ended under it.
+
+    Raises StageFailed when the stage itself failed. The run of a lost part is made Crashed: else it would be Running
+    for ever."""
+    try:
         future.result()
+    except StageFailed:
+        raise
+    except Exception as error:
+        unknown = contextlib.suppress(PrefectHTTPStatusError)  # it had not begun
+        with get_client(sync_client=True) as client, unknown:
+            client.set_task_run_state(future.task_run_id, Crashed(message=f"lost: {error}"), force=True)
+        return error
 
 
-@task(persist_result=False, task_run_name="part {request.part.number} of {request.part.of}")
-def run_part(request: Request, runner: Runner) -> None:
-    """Run one part. Raises StageFailed."""
-    with Progress(request.stage, f"{request.stage}-part-{request.part.number}") as progress:
-        if code := runner.run(request, progress.on_event):
-            raise StageFailed(request.stage, code, progress.cause)
+@task(persist_result=False, retry_condition_fn=worth_retrying)
+def run_part(request: Request, settings: RunnerSettings, wanted: dict[str, str]) -> State:
+    """Run one part, here or on a node of the cluster, whose `versions` must be the `wanted`. Raises StageFailed."""
+    stage, part = request.stage, request.part
+    there = versions(stage) if wanted else {}
+    if differ := [f"{what} {there[what]}, not {found}" for what, found in wanted.items() if there[what] != found]:
+        node = socket.gethostname()
+        raise StageFailed(stage, WRONG_CONFIG, f"node {node} has {'; '.join(differ)}: bring it up to date")
+    counts: dict[str, int] = {}
+    with Progress(stage, f"{stage}-part-{part.number}") as progress:
+
+        def on_event(event: Event) -> None:
+            counts.update(event.get("counts", {}))
+            progress.on_event(event)
+
+        with gpu_places(settings, stage):
+            code = runner_of(settings, stage).run(request, on_event)
+    if code != 0:
+        failure = StageFailed(stage, code, progress.cause)
+        return Failed(message=str(failure), data=failure)
+    return Completed(message=f"part {part.number} of {part.of}: {counted(counts) or 'no items'}")
+
+
+def versions(stage: str) -> dict[str, str]:
+    """What must be the same on every node."""
+    return {"Prefect": prefect.__version__, f"sources of {stage}": code_digest(STAGES[stage])[:12]}
+
+
+def _column(table: pq.ParquetFile, name: str) -> Iterator[pa.Array]:
+    """One column, some rows at a time: of 10^8 samples it takes GiB."""
+    return (batch.column(0) for batch in table.iter_batches(columns=[name]))

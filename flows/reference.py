@@ -5,10 +5,14 @@ python -m flows.reference > docs/config.md
 
 import re
 
+from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from flows.config import SHARED, STAGES, Pipeline
+from flows.runners.settings import Needs, RunnerSettings
 from stages.config import StageConfig
+
+PER_STAGE = {"stages": Needs}  # fields that hold a mapping of stage names to settings
 
 HEAD = """# Every field of a config
 
@@ -28,8 +32,11 @@ def reference() -> str:
     lines = [HEAD, "## The pipeline", "", "| field | default | what it is |", "|---|---|---|"]
     for name, field in Pipeline.model_fields.items():
         if name not in STAGES:
-            lines.append(f"| `{name}` | {_default(field)} | {field.description} |")
+            lines.append(f"| `{name}` | {'' if name == 'runner' else _default(field)} | {field.description} |")
     lines += [f"| `{name}` | | handed to the stages that have it |" for name in SHARED]
+    lines += ["", "## runner", "", "Where the stages run; none of it enters a key.", ""]
+    lines += ["| field | default | what it is |"]
+    lines += ["|---|---|---|", *_settings(RunnerSettings, "runner.")]
     for stage, config in STAGES.items():
         lines += [
             "",
@@ -45,6 +52,18 @@ def reference() -> str:
         ]
         lines += [_row(config, name) for name in config.model_fields]
     return "\n".join(lines) + "\n"
+
+
+def _settings(settings: type[BaseModel], at: str) -> list[str]:
+    """Rows of nested settings, each field by its whole name."""
+    rows = []
+    for name, field in settings.model_fields.items():
+        inner = PER_STAGE.get(name, field.annotation)
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            rows += _settings(inner, f"{at}{name}." + ("STAGE." if name in PER_STAGE else ""))
+        else:
+            rows.append(f"| `{at}{name}` | {_default(field)} | {field.description} |")
+    return rows
 
 
 def _row(config: type[StageConfig], name: str) -> str:

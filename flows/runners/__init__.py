@@ -7,7 +7,7 @@ It never raises for what the stage did; it always leaves nothing running behind.
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
-from flows.runners.process import ROOT, ProcessRunner, stage_environment
+from flows.runners.process import ROOT, ProcessRunner, ending_stages, stage_environment
 from flows.runners.settings import RunnerSettings
 from stages.contract import Request
 
@@ -18,6 +18,7 @@ __all__ = [
     "Runner",
     "RunnerSettings",
     "StageFailed",
+    "ending_stages",
     "runner_of",
     "stage_environment",
 ]

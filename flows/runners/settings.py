@@ -54,6 +54,13 @@ class KubernetesSettings(_Settings):
     user: int = Field(10001, ge=1, description="uid and gid that stages run as")
     ttl: int = Field(3600, ge=0, description="seconds until the cluster removes a Job that is done")
 
+    @field_validator("volumes")
+    @classmethod
+    def _whole_paths(cls, volumes: dict[str, str]) -> dict[str, str]:
+        if wrong := [folder for folder in volumes if not folder.startswith("/")]:
+            raise ValueError(f"{', '.join(wrong)}: give each folder as an absolute path")
+        return volumes
+
 
 class RunnerSettings(_Settings):
     """Where the stages run."""

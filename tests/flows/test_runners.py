@@ -7,14 +7,24 @@ import subprocess
 import sys
 import textwrap
 import time
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from flows.runners import ROOT, ProcessRunner, stage_environment
+from flows import environments
+from flows.runners import ROOT, ProcessRunner, ending_stages, stage_environment
+from flows.runners.settings import Needs
 from stages.contract import Request
 
 REQUEST = Request(stage="ingest", config={}, store="memory://runner")
+RUN = """
+import sys
+from flows.runners import ProcessRunner
+from stages.contract import Request
+ProcessRunner().run(Request.model_validate_json(sys.argv[1]), print)
+"""
 
 
 @pytest.fixture
@@ -26,7 +36,9 @@ def program(tmp_path, monkeypatch):
 
     def write(body: str) -> None:
         script = place / "python"
-        script.write_text(f"#!{sys.executable}\nimport json, os, subprocess, sys, time\n" + textwrap.dedent(body))
+        script.write_text(
+            f"#!{sys.executable}\nimport json, os, signal, subprocess, sys, time\n" + textwrap.dedent(body)
+        )
         script.chmod(0o755)
 
     return write
@@ -59,6 +71,59 @@ def test_a_flood_on_standard_error_does_not_block_and_its_end_is_told(program):
     events: list = []
     assert run(events) == -9
     assert "killed by SIGKILL" in events[-1]["message"] and "line 199999" in events[-1]["message"]
+
+
+def test_a_line_without_an_end_costs_no_memory_and_is_cut(program):
+    program("""
+        for _ in range(256): sys.stdout.write("x" * (1 << 20))
+        print()
+        print(json.dumps({"event": "done"}))
+    """)
+    events: list = []
+    tracemalloc.start()
+    assert run(events) == 0
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20 and events[0]["message"].endswith("x ... (cut)") and events[1] == {"event": "done"}
+
+
+@pytest.mark.timeout(60)
+def test_a_stage_that_talks_before_it_reads_a_large_request_does_not_block(program):
+    program("""
+        for n in range(20000): print(json.dumps({"event": "log", "message": n}))
+        sys.stdout.flush()
+        print(json.dumps({"event": "done", "items": len(json.loads(sys.stdin.read())["only"])}))
+    """)
+    events: list = []
+    request = REQUEST.model_copy(update={"only": tuple(f"{n:0100}" for n in range(10000))})
+    assert ProcessRunner().run(request, events.append) == 0
+    assert len(events) == 20001 and events[-1]["items"] == 10000
+
+
+def test_a_stage_that_hangs_and_does_not_listen_is_killed_after_its_timeout_and_the_grace(program):
+    program("""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print(json.dumps({"event": "log", "message": str(os.getpid())}), flush=True)
+        time.sleep(100)
+    """)
+    events: list = []
+    assert ProcessRunner(Needs(timeout=0.5), grace_seconds=0.3).run(REQUEST, events.append) == 75
+    assert events[-1]["error"] == "TimedOut" and "0.5 s" in events[-1]["message"]
+    assert _gone(int(events[0]["message"]), seconds=1)
+
+
+def test_a_stage_that_has_ended_keeps_its_number_until_nothing_signals_it_and_its_code_whatever_the_clock(program):
+    """Its events may be told long after it ended: a signal then must not reach another process of that number."""
+    program("""print(json.dumps({"event": "done", "pid": os.getpid()}))""")
+    states = []
+
+    def slow(event):
+        time.sleep(0.8)  # past its timeout too
+        states.append((event["pid"], Path(f"/proc/{event['pid']}/stat").read_text().rsplit(")", 1)[1].split()[0]))
+
+    assert ProcessRunner(Needs(timeout=0.6)).run(REQUEST, slow) == 0
+    ((pid, state),) = states
+    assert state == "Z" and not Path(f"/proc/{pid}").exists()
 
 
 def test_a_stage_that_leaves_children_leaves_none(program, tmp_path):
@@ -117,12 +182,7 @@ def test_a_stage_dies_with_its_orchestrator(tmp_path):
         [
             sys.executable,
             "-c",
-            textwrap.dedent("""
-        import json, sys
-        from flows.runners import ProcessRunner
-        from stages.contract import Request
-        ProcessRunner().run(Request(**json.loads(sys.argv[1])), print)
-    """),
+            RUN,
             json.dumps(request),
         ],
         cwd=ROOT,
@@ -135,6 +195,61 @@ def test_a_stage_dies_with_its_orchestrator(tmp_path):
         parent.kill()
         parent.wait()
     assert _gone(child)
+
+
+def test_a_stage_whose_parent_died_while_it_was_starting_does_nothing():
+    started = subprocess.run(
+        [str(environments.python("ingest")), "-m", "stages.ingest", "run", "-"],
+        env=stage_environment() | {"MALMM_PARENT": "1"},
+        cwd=ROOT,
+        input="{}",
+        text=True,
+        capture_output=True,
+    )
+    assert started.returncode == 75 and not started.stdout
+
+
+def test_a_signal_is_passed_on_and_a_second_one_does_not_wait(program, tmp_path):
+    program(f"""
+        signal.signal(signal.SIGTERM, lambda *_: open({str(tmp_path / "told")!r}, "w").close())
+        open({str(tmp_path / "begun.new")!r}, "w").write(str(os.getpid()))
+        os.rename({str(tmp_path / "begun.new")!r}, {str(tmp_path / "begun")!r})
+        while True: time.sleep(100)
+    """)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", RUN, REQUEST.model_dump_json()],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+    )
+    try:
+        _wait_for((tmp_path / "begun").exists)
+        parent.send_signal(signal.SIGINT)
+        _wait_for((tmp_path / "told").exists)
+        assert parent.poll() is None
+        parent.send_signal(signal.SIGINT)
+        assert b"KeyboardInterrupt" in parent.communicate(timeout=10)[1]
+    finally:
+        parent.kill()
+    assert _gone(int((tmp_path / "begun").read_text()), seconds=1)
+
+
+def test_what_stops_a_thread_ends_the_stages_of_those_that_it_waits_for(program):
+    """As Ctrl-C while parts run in threads; also a part that a thread begins after that."""
+    program("""
+        print(json.dumps({"event": "log", "message": str(os.getpid())}), flush=True)
+        time.sleep(100)
+    """)
+    said: list = []
+    with ThreadPoolExecutor(2) as threads:
+        futures = [threads.submit(ProcessRunner().run, REQUEST, said.append) for _ in range(3)]
+        with pytest.raises(KeyboardInterrupt), ending_stages():
+            _wait_for(lambda: len(said) == 2)
+            raise KeyboardInterrupt
+        assert [future.result(timeout=20) for future in futures] == [-signal.SIGTERM] * 3
+    with ending_stages():  # stages begin again
+        pass
+    assert all(_gone(int(event["message"])) for event in said if event["event"] == "log")
 
 
 def _children(pid: int, named: str) -> list[int]:
