@@ -3,6 +3,7 @@
 Light on purpose: the orchestrator imports every stage's config without that stage's libraries.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args
 
@@ -50,11 +51,12 @@ class StageConfig(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _whole_paths(cls, value: Any) -> Any:
-        """A request must mean the same wherever its stage runs: paths are made absolute."""
+        """A request must mean the same wherever its stage runs: paths are made absolute, and lose their `..`, because
+        a container has no more of a path than what is mounted."""
         if isinstance(value, Path):
-            return value.expanduser().absolute()
+            return Path(os.path.abspath(value.expanduser()))
         if isinstance(value, dict) and all(isinstance(p, Path) for p in value.values()):
-            return {name: p.expanduser().absolute() for name, p in value.items()}
+            return {name: Path(os.path.abspath(p.expanduser())) for name, p in value.items()}
         return value
 
     def key_fields(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # a method is called `list`
 
+import errno
 import os
 import shutil
 import tempfile
@@ -88,8 +89,10 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)
-        except BaseException:
+        except BaseException as error:
             Path(beside).unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                error.filename = path  # which disk is full
             raise
 
     def list(self, folder: str) -> list[str]:

@@ -1,7 +1,8 @@
 """The shell of embed_imagebind: samples in, embeddings into the feature bank, the list of them as artifact.
 
-What the bank lacks is planned once, in whole shards, and the plan is kept beside the draft: a killed run
-loses the shard in work, and the next run makes the remaining shards just as they were planned.
+What the bank lacks is planned once, in whole shards, and the plan is kept beside the draft: a killed run loses the
+shard in work, and the next run makes the remaining shards just as they were planned. Each part plans its own share;
+the run that comes last takes up all plans.
 """
 
 import time
@@ -43,15 +44,17 @@ def run(job: Job) -> None:
     """Embed what the bank lacks; write items.parquet. Raises BadInput when more items fail than may."""
     config: EmbedConfig = job.config
     wanted = collect(job)
-    videos = examine(job, wanted.videos) if "frames" in job.inputs else None
+    encoder, tensors = encoder_of(job)
+    bank = FeatureBank(job.store, encoder["bank"])
+    videos = examine(job, wanted.videos, bank) if "frames" in job.inputs else None
     items: Items = {"vision": wanted.images, "text": wanted.questions}
     if videos is not None:
         items |= {modality: videos.segments(modality) for modality in videos.recipes}
-    encoder, tensors = encoder_of(job)
-    bank = FeatureBank(job.store, encoder["bank"])
     shards = plan(job, bank, items, videos)
     embedding = Embedding(job, bank, items, videos)
     embedding.run(shards, encoder, tensors)
+    if not job.whole:
+        return
 
     failures = embedding.failures
     total = len(set(embedding.ids.values()) | set(failures))
@@ -109,30 +112,39 @@ def encoder_of(job: Job) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
 def plan(job: Job, bank: FeatureBank, items: Items, videos: Videos | None) -> list[Shard]:
     """What is to be embedded, in the shards that will hold it: images by digest, texts by length, videos in time.
 
-    What an earlier try planned stays as it was; what it did not, since the video was refused then, comes after it."""
-    rows = job.draft.partial.read_table(PLAN).to_pylist() if job.draft.partial.exists(PLAN) else []
-    planned = {(row["modality"], row["digest"]) for row in rows}
-    fresh: list[tuple[str, str, int]] = []
+    What an earlier try, or a part, planned stays as it was; what it did not, as the video was refused then, comes after
+    it. --force embeds everything again: of two shards with an item, the bank reads the later."""
+    # In this order: a run of the same part beside this one plans an item before the bank has it.
+    lacking = {m: list(found) if job.request.force else bank.missing(m, found) for m, found in items.items()}
+    own, partial = job.own_file("plan"), job.draft.partial
+    names = [name for name in partial.list() if name.startswith("plan") and (job.whole or name == own)]
+    plans = {name: partial.read_table(name).to_pylist() for name in names}
+    planned = {(row["modality"], row["digest"]) for rows in plans.values() for row in rows}
+    mine, fresh = plans.setdefault(own, []), []
     for modality in sorted(items, key=list(ENCODERS).index):
-        found = items[modality] if modality in ("frames", "audio") else sorted(items[modality])
-        unplanned = [digest for digest in found if (modality, digest) not in planned]
-        # --force embeds everything again: of two shards with an item, the bank reads the later.
-        lacking = unplanned if job.request.force else bank.missing(modality, unplanned)
+        todo = [digest for digest in lacking[modality] if (modality, digest) not in planned]
+        if modality in ("vision", "text"):
+            todo.sort()
         if modality == "text":
-            lengths = padded_lengths(tokenize([items["text"][digest] for digest in lacking]))
-            lacking = [lacking[place] for place in np.argsort(lengths, kind="stable")]
+            lengths = padded_lengths(tokenize([items["text"][digest] for digest in todo]))
+            todo = [todo[place] for place in np.argsort(lengths, kind="stable")]
         tokens = 1 if videos is None else videos.tokens.get(modality, 1)
-        sizes = [_steps(items[modality][digest]) * tokens for digest in lacking]
-        first = 1 + max((row["shard"] for row in rows if row["modality"] == modality), default=-1)
-        fresh += [(modality, d, first + n) for d, n in zip(lacking, pack(sizes, job.config.shard_rows), strict=True)]
-    if fresh or not rows:
-        rows += _table(fresh, PLAN_ROWS).to_pylist()
-        job.draft.partial.write_table(PLAN, pa.Table.from_pylist(rows, schema=PLAN_ROWS))
-    shards: dict[tuple[str, int], list[str]] = {}
-    for row in rows:
-        if row["digest"] in items.get(row["modality"], ()):  # else the gate refuses a video that it let pass before
-            shards.setdefault((row["modality"], row["shard"]), []).append(row["digest"])
-    return [(modality, digests) for (modality, _), digests in shards.items()]
+        sizes = [_steps(items[modality][digest]) * tokens for digest in todo]
+        first = 1 + max((row["shard"] for row in mine if row["modality"] == modality), default=-1)
+        fresh += [(modality, d, first + n) for d, n in zip(todo, pack(sizes, job.config.shard_rows), strict=True)]
+    if fresh:
+        mine += _table(fresh, PLAN_ROWS).to_pylist()
+        partial.write_table(own, pa.Table.from_pylist(mine, schema=PLAN_ROWS))
+    shards: dict[tuple[str, str, int], list[str]] = {}
+    taken: set[tuple[str, str]] = set()  # by another number of parts, an item is planned again
+    for name, rows in plans.items():
+        for row in rows:
+            item = modality, digest = row["modality"], row["digest"]
+            # Of what is not in `items`, the gate refuses a video that it let pass before.
+            if digest in items.get(modality, ()) and item not in taken:
+                shards.setdefault((name, modality, row["shard"]), []).append(digest)
+                taken.add(item)
+    return [(modality, digests) for (_, modality, _), digests in shards.items()]
 
 
 def pack(sizes: Sequence[int], most: int) -> list[int]:
@@ -164,16 +176,17 @@ class Embedding:
         job, config = self.job, self.job.config
         planned = {(modality, digest) for modality, digests in shards for digest in digests}
         self.reused = set(self.ids.values()) - {self.ids[item] for item in planned} - set(self.failures)
-        for id in sorted(self.reused):
-            job.ledger.reused(id)
+        if job.whole:  # which knows what all parts have planned
+            for id in sorted(self.reused):
+                job.ledger.reused(id)
         lacking = set(planned)
-        if not job.request.force:  # made by an earlier try of this job
+        if not job.request.force:  # made by an earlier try of this job, or by a part
             for modality in self.items:
                 mine = [digest for other, digest in planned if other == modality]
                 lacking -= {(modality, d) for d in set(mine).difference(self.bank.missing(modality, mine))}
         self._left.update(self.ids[item] for item in lacking)
         for id in sorted({self.ids[item] for item in planned} - set(self._left)):
-            job.ledger.done(id)
+            job.ledger.kept(id)
         if not lacking:
             return
         self.bank.describe(encoder)

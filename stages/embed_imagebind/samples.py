@@ -3,13 +3,14 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.contract import BadInput, Job, WrongConfig
 from stages.embed_imagebind.embed import BadImage
+from stages.paths import below
 from storage.features import text_digest
 
 
@@ -23,14 +24,17 @@ class Wanted:
 
 
 def collect(job: Job) -> Wanted:
-    """The distinct content of the samples, or what is asked for. Media missing at ingest are skipped in the ledger.
+    """The distinct content of the samples, or what is asked for of it; of that a part's share, the steps of a video
+    together. Media missing at ingest are skipped in the ledger.
 
     Raises BadInput for none, WrongConfig where the settings do not say where it lies."""
     columns = ["media", "media_kind", "media_path", "question"]
     table = job.inputs["samples"].read_table("samples.parquet", columns)
     missing = table.filter(pc.is_null(table["media"])).group_by(["media_kind", "media_path"]).aggregate([])
     for kind, path in zip(missing["media_kind"].to_pylist(), missing["media_path"].to_pylist()):
-        job.ledger.skipped(f"{'frames' if kind == 'video' else 'vision'}/{path}", f"the {kind} was missing at ingest")
+        if job.mine(path):
+            id = f"{'frames' if kind == 'video' else 'vision'}/{path}"
+            job.ledger.skipped(id, f"the {kind} was missing at ingest")
     images, videos = (_media(table, kind) for kind in ("image", "video"))
     questions = {text_digest(text): text for text in pc.unique(table["question"]).to_pylist()}
     if job.only:
@@ -53,7 +57,7 @@ def collect(job: Job) -> Wanted:
             f"extract_frames: the samples hold {len(videos)} videos, whose frames are to be extracted first: "
             "give the config the section `extract_frames: {fps: 10}`"
         )
-    return Wanted(images, questions, videos)
+    return Wanted(*({d: c for d, c in found.items() if job.mine(d)} for found in (images, questions, videos)))
 
 
 def _media(table: pa.Table, kind: str) -> dict[str, str]:
@@ -62,20 +66,12 @@ def _media(table: pa.Table, kind: str) -> dict[str, str]:
     return dict(zip(grouped["media"].to_pylist(), grouped["media_path_min"].to_pylist()))
 
 
-def below(root: Path, relative: str) -> Path | None:
-    """The path `relative` below `root`; None when it would leave it."""
-    path = PurePosixPath(relative)
-    return None if path.is_absolute() or ".." in path.parts else root / path
-
-
 def reader(root: Path, relative: str, digest: str) -> Callable[[], bytes]:
-    """A function that reads an image below `root`, or raises BadImage if ingest saw another."""
+    """A function that reads an image below `root`, or raises BadInput if ingest saw another."""
 
     def read() -> bytes:
-        if (path := below(root, relative)) is None:
-            raise BadImage("leaves the folder embed_imagebind.images; run ingest again")
         try:
-            data = path.read_bytes()
+            data = below(root, relative).read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
             raise BadImage(f"cannot be read ({error.strerror}): put it back, or run ingest again") from error
         if hashlib.sha256(data).hexdigest() != digest:

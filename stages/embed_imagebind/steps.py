@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from stages.contract import BadInput
 from stages.embed_imagebind.embed import BadImage, BadVideo, load_picture
 from stages.embed_imagebind.gate import AGAIN
 from stages.embed_imagebind.preprocess import CLIP_SECONDS, heard
@@ -26,7 +27,7 @@ from video import Plan, VideoError, decode
 from video.audio import clips
 
 TOGETHER = 32  # steps that the reading thread takes at a time
-READING = (BadVideo, VideoError, OSError, pa.ArrowException)  # what reading a video, or its stored frames, may raise
+READING = (BadInput, VideoError, OSError, pa.ArrowException)  # what reading a video, or its stored frames, may raise
 
 Source = Callable[[], Any]
 

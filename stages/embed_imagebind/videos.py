@@ -4,11 +4,13 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
 import numpy as np
+import pyarrow as pa
 
 from stages.contract import Job, WrongConfig
 from stages.embed_imagebind.config import EmbedConfig
@@ -16,7 +18,6 @@ from stages.embed_imagebind.embed import BadVideo
 from stages.embed_imagebind.gate import check_frames, check_plan, check_row
 from stages.embed_imagebind.model import ARCHITECTURES
 from stages.embed_imagebind.preprocess import CLIP_SECONDS
-from stages.embed_imagebind.samples import below
 from stages.embed_imagebind.stems import IMAGE_TOKENS
 from stages.embed_imagebind.steps import (
     READING,
@@ -28,13 +29,18 @@ from stages.embed_imagebind.steps import (
     stored_columns,
     stored_frames,
 )
+from stages.paths import below
 from storage import Artifact
 from storage.digests import Digests
+from storage.features import FeatureBank
 from storage.videos import SEGMENT, lists, segment_digest
 from video import Plan, plan
 from video.audio import SOUND
 
 AUDIO = f"clip={CLIP_SECONDS};sound={SOUND}"  # the recipe of the audio steps
+Clips = list[tuple[float, float]]  # (start, end) of each, in seconds since the first frame
+# What a part finds of a video that it embeds; clips are null where it has no track.
+EXAMINED = pa.schema([("video", pa.string()), ("clips", pa.list_(pa.list_(pa.float64())))])
 
 
 class Segment(NamedTuple):
@@ -61,7 +67,7 @@ class Videos:
         if config.audio:
             self.tokens["audio"], self.recipes["audio"] = 1, AUDIO
         self.rows = {row["video"]: row for row in _rows(frames) if row["video"] in paths}
-        self.clips: dict[str, list[tuple[float, float]]] = {}
+        self.clips: dict[str, Clips] = {}
         self.failures: dict[str, str] = {}
         self._digests = Digests()
         self.plan = lru_cache(maxsize=2 * config.workers)(self._plan)  # long ones are large: only those in work
@@ -120,14 +126,11 @@ class Videos:
             yield {"video": video, "modality": modality, "start": start, "end": end}
 
     def path(self, video: str) -> Path:
-        """The video's file. Raises BadVideo when its path leaves the folder."""
-        path = below(self.config.videos, self.paths[video])
-        if path is None:
-            raise BadVideo("leaves the folder embed_imagebind.videos; run ingest again")
-        return path
+        """The video's file. Raises BadInput when its path leaves the folder."""
+        return below(self.config.videos, self.paths[video])
 
     def same_file(self, video: str) -> Path:
-        """The video's file, which must be the one that ingest saw. Raises BadVideo."""
+        """The video's file, which must be the one that ingest saw. Raises BadInput."""
         path = self.path(video)
         try:
             found = self._digests.file(path)
@@ -138,7 +141,7 @@ class Videos:
         return path
 
     def gate(self, video: str) -> None:
-        """Raises BadVideo when the video's frames are not exactly the plan (gate.py says what that means)."""
+        """Raises BadInput when the video's frames are not exactly the plan (gate.py says what that means)."""
         row = self.rows[video]
         check_row(row, self.fps)
         if self.direct:
@@ -147,7 +150,7 @@ class Videos:
         else:
             check_frames(row, stored_columns(self.artifact, row))
 
-    def hear(self, video: str) -> list[tuple[float, float]]:
+    def hear(self, video: str) -> Clips:
         """When the clips of its sound are: the file is decoded once for that, and the answer remembered."""
         path, name = self.same_file(video), f"embed_imagebind/{AUDIO}/av={av.__version__}"
         return self._digests.fact(name, video, lambda: sound_times(path, self.plan(video)))
@@ -156,8 +159,9 @@ class Videos:
         return plan(self.path(video), Fraction(str(self.fps)), self._short_side)
 
 
-def examine(job: Job, wanted: Mapping[str, str]) -> Videos:
-    """Put every video through the gate, and see how much sound it has; what is refused is in the ledger.
+def examine(job: Job, wanted: Mapping[str, str], bank: FeatureBank) -> Videos:
+    """Put every video through the gate, and see how much sound it has; what is refused is in the ledger. What a part
+    has examined, and embedded, is not read again.
 
     Raises WrongConfig when files are to be read and the settings do not say where they lie."""
     config: EmbedConfig = job.config
@@ -169,10 +173,14 @@ def examine(job: Job, wanted: Mapping[str, str]) -> Videos:
             "embed_imagebind.videos: name the folder that the videos lie below: "
             + ("the frames are of format direct" if videos.direct else "they have sound (or set audio: false)")
         )
+    before = _embedded_by_parts(job, videos, bank) if job.whole else {}
+    total, fine = len(videos.rows), []
     with ThreadPoolExecutor(config.workers, "gate") as pool:
-        told = pool.map(lambda video: _examine(videos, video, video in sounding), sorted(videos.rows))
-        for done, (video, frames, clips) in enumerate(told, start=1):
-            job.progress(done, len(videos.rows), "videos checked")
+        todo = sorted(videos.rows.keys() - before.keys())
+        told = pool.map(lambda video: _examine(videos, video, video in sounding), todo)
+        found = chain(((video, None, clips) for video, clips in before.items()), told)
+        for done, (video, frames, clips) in enumerate(found, start=1):
+            job.progress(done, total, "videos checked")
             if isinstance(frames, BadVideo):
                 videos.refuse(job, "frames", video, frames)
                 del videos.rows[video]
@@ -180,16 +188,31 @@ def examine(job: Job, wanted: Mapping[str, str]) -> Videos:
                     job.ledger.skipped(f"audio/{video}", "its frames were refused")
             elif isinstance(clips, BadVideo):
                 videos.refuse(job, "audio", video, clips)
-            elif clips:
-                videos.clips[video] = clips
-            elif clips is not None:
-                job.ledger.skipped(f"audio/{video}", "its track has less than 25 ms of sound")
+            else:
+                fine.append({"video": video, "clips": clips})
+                if clips:
+                    videos.clips[video] = clips
+                elif clips is not None:
+                    job.ledger.skipped(f"audio/{video}", "its track has less than 25 ms of sound")
+    if not job.whole:
+        job.draft.partial.write_table(job.own_file("examined"), pa.Table.from_pylist(fine, schema=EXAMINED))
     return videos
 
 
-def _examine(
-    videos: Videos, video: str, sounds: bool
-) -> tuple[str, BadVideo | None, list[tuple[float, float]] | BadVideo | None]:
+def _embedded_by_parts(job: Job, videos: Videos, bank: FeatureBank) -> dict[str, Clips | None]:
+    """Of the videos that parts have examined, and of which the bank has every segment: when their clips are."""
+    tables = [job.draft.partial.read_table(n) for n in job.draft.partial.list() if n.startswith("examined-")]
+    found = {row["video"]: row["clips"] for table in tables for row in table.to_pylist() if row["video"] in videos.rows}
+    videos.clips = {video: clips for video, clips in found.items() if clips}
+    for modality in videos.recipes:
+        segments = videos.segments(modality)
+        for video in {segments[digest].video for digest in bank.missing(modality, segments)}:
+            found.pop(video, None)
+    videos.clips = {}
+    return found
+
+
+def _examine(videos: Videos, video: str, sounds: bool) -> tuple[str, BadVideo | None, Clips | BadVideo | None]:
     """(video, what is wrong with its frames, its clips of sound or what is wrong with it)."""
     try:
         videos.gate(video)

@@ -62,7 +62,7 @@ def read_items(job: Job, checkpoint: Checkpoint, systems: Iterable[str], notes: 
             rows.append(row | {"references": (row["answer"],)})
             continue
         without[lacks] += 1
-        for system in systems:
+        for system in systems if job.mine(row["sample"]) else ():
             job.ledger.skipped(f"{system}/{row['sample']}", f"has no {lacks}")
     for lacks, n in without.items():
         notes.append(f"{n} of {len(found)} samples of split {split} have no {lacks} and are not scored")

@@ -1,7 +1,8 @@
 """Answers and candidate scores of every sample, by the model before and after training, kept as they come."""
 
+import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from malmm.model import MultimodalModel
 from stages.contract import Job
 from stages.evaluate.features import Features
-from stages.evaluate.items import Segment
+from stages.evaluate.items import Row, Segment
 from stages.evaluate.scoring import Answers
 
 # Order of work: the untrained system is the model before its weights are loaded.
@@ -41,13 +42,26 @@ class Said:
 
 
 def kept(job: Job, system: str) -> dict[str, Said]:
-    """What is saved of a system, by this try or an earlier, unfinished one, by sample."""
-    found = {}
-    for name in job.draft.partial.list():
-        if name.startswith(f"{system}-"):
-            table = job.draft.partial.read_table(name)
-            found |= {row.pop("sample"): Said(**row) for row in table.to_pylist()}
-    return found
+    """What is saved of a system by sample: by this run, by parts, or by an earlier, unfinished try."""
+    tables = map(job.draft.partial.read_table, _saved(job, system))
+    return {row.pop("sample"): Said(**row) for table in tables for row in table.to_pylist()}
+
+
+def answered(job: Job, system: str) -> set[str]:
+    """The samples that `kept` has."""
+    tables = (job.draft.partial.read_table(name, ["sample"]) for name in _saved(job, system))
+    return {sample for table in tables for sample in table["sample"].to_pylist()}
+
+
+def _saved(job: Job, system: str) -> list[str]:
+    return [name for name in job.draft.partial.list() if name.startswith(f"{system}-")]
+
+
+def batches_of(job: Job, rows: Sequence[Row]) -> list[Sequence[Row]]:
+    """The rows in the batches that are this run's; with the same limits whatever was done before, and by whom, so that
+    the same is computed."""
+    size = job.config.batch
+    return [rows[begin : begin + size] for begin in range(0, len(rows), size) if job.mine(rows[begin]["sample"])]
 
 
 def answers_of(said: Sequence[Said]) -> Answers:
@@ -64,56 +78,44 @@ def predict(
     job: Job,
     model: MultimodalModel,
     features: Features,
-    rows: Sequence[Mapping[str, Any]],
+    batches: Sequence[Sequence[Row]],
     system: str,
+    before: Set[str],
     ranked: frozenset[str],
     shown: Mapping[Segment, Segment] | None,
     tell: Callable[[int], None],
 ) -> None:
-    """Answer all rows that no earlier try has answered, and rank candidates where the sample is in `ranked`.
+    """Answer all rows that are not in `before`, and rank candidates where the sample is in `ranked`.
 
     Saves to job.draft.partial every few seconds. What the model refuses is recorded as failed; the others go
     on. `tell`: told how many of the rows are behind.
     """
-    before = kept(job, system)
-    for row in rows:
-        if row["sample"] in before:
-            job.ledger.reused(f"{system}/{row['sample']}")
-    place = {row["sample"]: i for i, row in enumerate(rows)}
+    fresh: list[dict[str, Any]] = []
 
     def save() -> None:
-        # Named by a row that no earlier file holds, so that none is written over.
-        name = f"{system}-{place[fresh[0]['sample']]:08d}.parquet"
+        # A name of its own: of two runs of one part none writes over what the other has saved.
+        name = f"{system}-{secrets.token_hex(8)}.parquet"
         job.draft.partial.write_table(name, pa.Table.from_pylist(fresh, schema=PREDICTIONS))
         fresh.clear()
 
-    fresh: list[dict[str, Any]] = []
-    saved = time.monotonic()
-    for end, batch in _batches(rows, before, job.config.batch):
-        fresh += _answer(job, model, features, batch, system, ranked, shown)
+    saved, behind = time.monotonic(), 0
+    for batch in batches:
+        if todo := [row for row in batch if row["sample"] not in before]:
+            fresh += _answer(job, model, features, todo, system, ranked, shown)
         if fresh and time.monotonic() - saved > SAVE_SECONDS:
             save()
             saved = time.monotonic()
-        tell(end)
+        behind += len(batch)
+        tell(behind)
     if fresh:
         save()
-    tell(len(rows))
-
-
-def _batches(
-    rows: Sequence[Mapping[str, Any]], done: Mapping[str, Any], size: int
-) -> Iterator[tuple[int, list[Mapping[str, Any]]]]:
-    """(end, batch), with the same limits whatever was done before: a resumed run computes the same."""
-    for begin in range(0, len(rows), size):
-        if todo := [row for row in rows[begin : begin + size] if row["sample"] not in done]:
-            yield min(begin + size, len(rows)), todo
 
 
 def _answer(
     job: Job,
     model: MultimodalModel,
     features: Features,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     system: str,
     ranked: frozenset[str],
     shown: Mapping[Segment, Segment] | None,

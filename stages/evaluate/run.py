@@ -19,14 +19,14 @@ from stages.evaluate.controls import frequency_scores, majority_answer, majority
 from stages.evaluate.features import Features, permuted_segments
 from stages.evaluate.items import Row, item_of, read_items, read_split, segment_of
 from stages.evaluate.plots import draw_all
-from stages.evaluate.predict import SYSTEMS, answers_of, kept, predict
+from stages.evaluate.predict import SYSTEMS, answered, answers_of, batches_of, kept, predict
 from stages.evaluate.report import Context, render, warnings_of
 from stages.evaluate.scoring import Answers, Item, Scored, score_systems, summarise
 from stages.evaluate.text_metrics import normalise
 
 
 def run(job: Job) -> None:
-    """Write predictions.parquet, metrics.json, gains.json, report.md and plots.
+    """Write predictions.parquet, metrics.json, gains.json, report.md and plots. A part only answers its samples.
 
     Raises WrongConfig when the language model is not the checkpoint's, or the samples are not of what it was trained
     on; BadInput when nothing can be scored, or more than max_failed_share failed.
@@ -53,6 +53,8 @@ def run(job: Job) -> None:
     total, rows = len(rows), _shown(job, rows, features, model_systems, notes)
     ranked = frozenset() if task == "caption" else _to_rank(rows, config.ranking, notes)
     _predict_all(job, checkpoint, features, rows, ranked, model_systems, notes)
+    if not job.whole:
+        return
 
     found = {system: kept(job, system) for system in model_systems}
     whole = [row for row in rows if all(row["sample"] in found[system] for system in model_systems)]
@@ -95,7 +97,7 @@ def _shown(job: Job, rows: Sequence[Row], features: Features, systems: Sequence[
         first = "; ".join(f"{sample}: {problem}" for sample, problem in list(problems.items())[:3])
         _allow(job, len(problems), len(rows), f"cannot be shown ({first})", notes)
         for sample, problem in problems.items():
-            for system in systems:
+            for system in systems if job.mine(sample) else ():
                 job.ledger.skipped(f"{system}/{sample}", problem)
     return [row for row in rows if row["sample"] not in problems]
 
@@ -124,23 +126,31 @@ def _predict_all(
     systems: Sequence[str],
     notes: list[str],
 ) -> None:
-    """Fill job.draft.partial with all systems' predictions."""
+    """Fill job.draft.partial with all systems' predictions of this run's batches; no model is built for none."""
     shown = permuted_segments(map(segment_of, rows), job.config.seed)
     if len({row["media"] for row in rows}) == 1:
         kind = rows[0]["media_kind"]
         notes.append(f"there is a single {kind}: it cannot be permuted, so that control says nothing")
+    batches = batches_of(job, rows)
+    own = {row["sample"] for batch in batches for row in batch}
+    before = {system: own & answered(job, system) for system in systems}
+    for system, samples in before.items():
+        for sample in samples:
+            job.ledger.kept(f"{system}/{sample}")
+    total, behind = len(systems) * len(own), 0
+    if sum(map(len, before.values())) == total:
+        return
     transformers.utils.logging.disable_progress_bar()
     config = job.config
     model = build_model(checkpoint.config, config.llm, job.device, config.text_tokenizer, config.qformer_weights)
-    total = len(systems) * len(rows)
-    for place, system in enumerate(systems):
+    for system in systems:
         if system == "trained":  # so the first system has seen the model as it was before training
             model.load_trained(checkpoint.weights())
-        behind = place * len(rows)
         predict(
-            job, model, features, rows, system, ranked, shown if system == "permuted" else None,
+            job, model, features, batches, system, before[system], ranked, shown if system == "permuted" else None,
             lambda done, behind=behind: job.progress(behind + done, total, "answers"),
         )  # fmt: skip
+        behind += len(own)
 
 
 def _generation(job: Job, checkpoint: Checkpoint) -> str:

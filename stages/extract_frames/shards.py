@@ -1,5 +1,5 @@
 """Shards: which videos lie in which file of frames, planned before anything runs, so that the bytes published
-follow from the videos alone, and not from kills, workers, or what was finished first."""
+follow from the videos alone, and not from kills, workers, parts, or what was finished first."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,13 +36,16 @@ def planned(before: Mapping[str, Sequence[str]], made: Iterable[str], todo: Iter
     return shards
 
 
-def place(shards: Shards, rows: Mapping[str, dict[str, Any]]) -> None:
-    """Note in each VIDEOS row of `shards` in which file, and at which row group of it, its frames begin."""
+def place(shards: Shards, rows: Mapping[str, dict[str, Any]]) -> dict[str, int]:
+    """Note in each VIDEOS row of `shards` in which file, and at which row group of it, its frames begin.
+
+    Returns how many row groups each file has, of those that have any."""
+    ends = {}
     for name, videos in shards.items():
-        first = 0
         for row in (rows[video] for video in videos if video in rows):
-            row |= {"shard": name, "first_row_group": first}
-            first += row["row_groups"]
+            row |= {"shard": name, "first_row_group": ends.get(name, 0)}
+            ends[name] = row["first_row_group"] + row["row_groups"]
+    return ends
 
 
 def copy(source: pq.ParquetFile, groups: range, writer: pq.ParquetWriter) -> None:
@@ -52,11 +55,25 @@ def copy(source: pq.ParquetFile, groups: range, writer: pq.ParquetWriter) -> Non
 
 
 def write(draft: Draft, name: str, videos: Sequence[str]) -> None:
-    """Put the frames of `videos` from their partial files into the shard `name`, a row group as a row group."""
-    with draft.create(name) as file, pq.ParquetWriter(file, FRAMES, **WRITING) as writer:
+    """Put the frames of `videos` from their partial files into the shard `name`, a row group as a row group.
+
+    Of two runs of one part it is the first that writes it; what the other has is the same."""
+    if draft.exists(name):
+        return
+    try:
+        with draft.create(name) as file, pq.ParquetWriter(file, FRAMES, **WRITING) as writer:
+            for video in videos:
+                with draft.partial.open(f"{video}.parquet") as part:
+                    groups = pq.ParquetFile(part)
+                    copy(groups, range(groups.num_row_groups), writer)
         for video in videos:
-            with draft.partial.open(f"{video}.parquet") as part:
-                groups = pq.ParquetFile(part)
-                copy(groups, range(groups.num_row_groups), writer)
-    for video in videos:
-        draft.store.delete(f"{draft.partial.folder}/{video}.parquet")
+            draft.store.delete(f"{draft.partial.folder}/{video}.parquet")
+    except FileNotFoundError:  # the other one has written the shard meanwhile, and taken the partial files away
+        if not draft.exists(name):
+            raise
+
+
+def row_groups(draft: Draft, name: str) -> int:
+    """How many row groups a shard has."""
+    with draft.open(name) as file:
+        return pq.ParquetFile(file).num_row_groups

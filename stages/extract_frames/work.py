@@ -1,9 +1,8 @@
 """What a worker does: one video file in, its frames as one Parquet file and its row of VIDEOS out."""
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +12,7 @@ from stages.contract import BadInput
 from stages.extract_frames.backends import Frames, load
 from stages.extract_frames.config import ExtractConfig
 from stages.extract_frames.encode import jpeg, png
+from stages.paths import below
 from storage import Store
 from storage.digests import sha256_of
 from storage.tables import FRAMES
@@ -40,6 +40,8 @@ class Extractor:
         frames in `<folder>/<SHA-256>.parquet`. Raises BadInput, VideoError, MemoryError."""
         video, media_path = task
         path = below(self.config.videos, media_path)
+        if not path.is_file():
+            raise BadInput(f"{path}: is no file: put it back, or run ingest again")
         if sha256_of(path) != video:
             raise BadInput(f"{path}: has changed since ingest: run ingest again")
         planned = plan(path, self.config.fps, self.config.short_side)
@@ -57,17 +59,6 @@ class Extractor:
                 writer.write_table(group)
                 groups += 1
         return row | {"row_groups": groups}
-
-
-def below(root: Path, media_path: str) -> Path:
-    """The file at `media_path` below `root`, which no link may leave. Raises BadInput."""
-    relative = PurePosixPath(media_path)
-    real, found = os.path.realpath(root), os.path.realpath(root / relative)
-    if relative.is_absolute() or ".." in relative.parts or os.path.commonpath([real, found]) != real:
-        raise BadInput(f"{media_path}: leaves the folder {root}; run ingest again")
-    if not os.path.isfile(found):
-        raise BadInput(f"{root / relative}: is no file: put it back, or run ingest again")
-    return root / relative
 
 
 def describe(planned: Plan) -> dict[str, Any]:

@@ -304,7 +304,7 @@ def test_a_killed_evaluation_of_videos_goes_on_where_it_was(tmp_path, tiny_llm):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     found = inputs.evaluate(config=config).artifact(inputs.store)
-    assert found.manifest["counts"]["reused"] >= 9
+    assert sum(row["seconds"] is None for row in found.ledger().to_pylist()) >= 9
     assert {n: f["sha256"] for n, f in found.manifest["files"].items()} == {
         n: f["sha256"] for n, f in expected.manifest["files"].items()
     }

@@ -81,9 +81,10 @@ class Place:
         inputs = {"samples": SAMPLES_KEY}
         return run_stage("extract_frames", self.config(**options), self.store, inputs, timeout=300, **(more or {}))
 
-    def start(self, **options) -> subprocess.Popen:
+    def start(self, more: dict | None = None, **options) -> subprocess.Popen:
         """The stage, started in a session of its own."""
-        request = {"stage": "extract_frames", "config": self.config(**options), "inputs": {"samples": SAMPLES_KEY}}
+        config = self.config(**options)
+        request = {"stage": "extract_frames", "config": config, "inputs": {"samples": SAMPLES_KEY}} | (more or {})
         process = subprocess.Popen(
             command("extract_frames"),
             stdin=subprocess.PIPE,

@@ -56,3 +56,25 @@ def test_row_groups_follow_one_another_and_failed_videos_take_none():
         "c": {"row_groups": 1, "shard": "x.parquet", "first_row_group": 3},
         "d": {"row_groups": 2, "shard": "y.parquet", "first_row_group": 0},
     }
+
+
+@settings(deadline=None)
+@given(VIDEOS, st.data(), st.integers(1, 4))
+def test_parts_that_begin_at_any_moment_make_one_plan(videos, data, size):
+    """Of an artifact opened again for what failed, or of a new one: a part that looks at the shards, then at the
+    videos, then at the plan, while another goes on, makes the plan that the other works by."""
+    failed = {v for v in videos if data.draw(st.booleans())}
+    old = planned({}, [], videos - failed, size)
+    finished, made, plan = {v for found in old.values() for v in found}, set(old), {}
+    history = [(set(made), set(finished), plan)]  # what there is: after each thing that comes to be
+    plan = planned(plan, made, videos - finished, size)
+    history.append((set(made), set(finished), plan))
+    for video in data.draw(st.permutations(sorted(failed))):
+        finished.add(video)
+        history.append((set(made), set(finished), plan))
+        made |= {name for name, found in plan.items() if finished.issuperset(found)}
+        history.append((set(made), set(finished), plan))
+    moments = st.integers(0, len(history) - 1)
+    first, second, third = sorted(data.draw(st.tuples(moments, moments, moments)))
+    seen = history[first][0], history[second][1], history[third][2]
+    assert planned(seen[2], seen[0], videos - seen[1], size) == plan

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 OURS = {"flows", "stages", "storage", "malmm", "video", "demo"}
 STAGES = sorted(p.name for p in (ROOT / "stages").iterdir() if (p / "__main__.py").exists())
-CONTRACT = {"stages.contract", "stages.config", "stages.errors", "stages.events", "stages.identity"}
+CONTRACT = {"stages.contract", "stages.config", "stages.errors", "stages.events", "stages.identity", "stages.paths"}
 LIGHT = {"torch", "transformers", "prefect", "bitsandbytes", "PIL", "matplotlib", "peft", "accelerate"}
 
 
