@@ -7,7 +7,7 @@ SYNC := $(BIN)/python -m flows.environments sync
 UV := $(shell sed -n 's/^uv==\([^ ]*\).*/\1/p' envs/orchestrator/requirements.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint bench setup clean
+.PHONY: help demo test lint bench setup images clean
 
 help:                ## what there is
 	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p;s/^\([a-z]*\):  *## /  make \1\t/p' Makefile | expand -t 16
@@ -30,6 +30,10 @@ bench: $(BIN)/uv     ## the benchmarks of docs/
 
 setup: $(BIN)/uv     ## every environment
 	@$(SYNC)
+
+images: $(BIN)/uv    ## the stages' container images; ARGS go to `malmm images build`
+	@$(SYNC) orchestrator
+	@$(BIN)/malmm images build $(ARGS)
 
 clean:               ## removes environments and caches; stores and weights stay
 	rm -rf $(addprefix $(ENVS)/,orchestrator ingest extract_frames embed_imagebind finetune evaluate testing demo .lock)

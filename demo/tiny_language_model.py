@@ -50,6 +50,7 @@ def write_tiny_llm(folder: Path, hidden: int = 64) -> Path:
             )
         )
     model.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # safetensors keeps it to its owner; a container's user reads it too
     return folder
 
 

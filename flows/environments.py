@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
@@ -204,11 +204,16 @@ def _uv_environment(outer: os._Environ[str] | dict[str, str]) -> dict[str, str]:
     """
     dropped = {"VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME", "UV_PROJECT_ENVIRONMENT"}
     variables = {key: value for key, value in outer.items() if key not in dropped}
-    links = outer.get("UV_FIND_LINKS") or ",".join(outer.get("PIP_FIND_LINKS", "").split())
-    if links:
-        variables["UV_FIND_LINKS"] = links
+    if links := find_links(outer):
+        variables["UV_FIND_LINKS"] = ",".join(links)
     variables.setdefault("UV_HTTP_TIMEOUT", "300")
     return variables
+
+
+def find_links(variables: Mapping[str, str]) -> list[str]:
+    """Folders and pages of packages beside the index: uv's, which commas part, else pip's, which blanks do."""
+    ours = [link for link in variables.get("UV_FIND_LINKS", "").split(",") if link]
+    return ours or variables.get("PIP_FIND_LINKS", "").split()
 
 
 def _overrides(name: str) -> list[str]:

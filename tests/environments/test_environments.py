@@ -50,7 +50,7 @@ def test_environments_stay_free_of_each_other() -> None:
 def test_dockerfiles_put_dependencies_before_code(name: str) -> None:
     text = (ENVS / name / "Dockerfile").read_text()
     first_code = min(text.index(line) for line in text.splitlines() if re.match(r"COPY (stages|storage|flows)\b", line))
-    assert text.index("requirements.txt") < text.index("uv pip install") < first_code
+    assert text.index("requirements.txt") < text.index("install --quiet -r") < first_code
     assert re.search(r"^USER (?!root|0)", text, re.MULTILINE) and text.startswith("# ") and "ARG BASE_IMAGE" in text
     assert text.rindex("USER ") > text.rindex("RUN ")
     entry = '["python", "-m", "flows"]' if name == "orchestrator" else f'["python", "-m", "stages.{name}"]'
@@ -61,6 +61,8 @@ def test_dockerfiles_put_dependencies_before_code(name: str) -> None:
     assert has_overrides == (f"--override envs/{name}/overrides.txt" in text)
     uv = pins(ENVS / "orchestrator" / "requirements.txt")["uv"]
     assert f"uv=={uv}" in text
+    assert re.findall(r"--no-deps torch==(\S+)", text) == list(filter(None, [pins(ENVS / lock[5:]).get("torch")]))
+    assert re.search(r"^ARG BASE_IMAGE=docker.io/library/python:3\.11\S*@sha256:[0-9a-f]{64}$", text, re.MULTILINE)
 
 
 @given(

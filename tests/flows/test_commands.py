@@ -37,7 +37,7 @@ def test_a_command_is_documented(name):
 
 def test_the_readme_names_no_other_command():
     text = (ROOT / "README.md").read_text()
-    named = set(re.findall(r"`(malmm [a-z]+(?: (?:ls|show|gc|sync|lock|frames))?)", text))
+    named = set(re.findall(r"`(malmm [a-z]+(?: (?:ls|show|gc|sync|lock|build|frames))?)", text))
     assert named <= set(COMMANDS), named - set(COMMANDS)
 
 
