@@ -18,10 +18,12 @@ app = typer.Typer(
 )
 artifacts = typer.Typer(no_args_is_help=True, help="Browse what stages have made.")
 env = typer.Typer(no_args_is_help=True, help="Make the stages' environments.")
+images = typer.Typer(no_args_is_help=True, help="Build the stages' container images.")
 export = typer.Typer(no_args_is_help=True, help="Write artifacts in other programs' layouts.")
 app.add_typer(artifacts, name="artifacts")
 app.add_typer(export, name="export")
 app.add_typer(env, name="env")
+app.add_typer(images, name="images")
 
 Config = Annotated[Path, typer.Argument(help="a pipeline's YAML, as in configs/")]
 Overrides = Annotated[
@@ -55,7 +57,7 @@ def run(
     _start_prefect()
     from flows.pipeline import pipeline
 
-    keys = pipeline(str(config), list(set), list(force), retry_failed)
+    keys = pipeline(str(config), list(set), force=list(force), retry_failed=retry_failed)
     _show_report(config, set, keys)
 
 
@@ -95,33 +97,29 @@ def stage(
             help="do part I (from 0) of N, publishing nothing; run without --part at the end",
         ),
     ] = "",
+    request: Annotated[
+        bool, typer.Option("--request", help="print the stage's request as JSON, for torchrun, and run nothing")
+    ] = False,
 ) -> None:
     """Run one stage by hand, without Prefect, on the artifacts its config leads to."""
     from flows.by_hand import make
     from flows.config import STAGES
-    from flows.plan import plan
+    from flows.plan import chosen, plan
     from flows.runners import runner_of
-    from storage import Artifact, Store, is_published
+    from storage import Artifact, Store
 
     _known([name], STAGES)
     pipeline = _load(config, set)
     steps = plan(pipeline, None, {name: tuple(only)}, [name] if force else [], retry_failed)
-    if name not in steps:
-        _fail(f"{config} has no stage {name}: it has {', '.join(steps)}", 78)
-    step = steps[name]
-    store = Store(step.request.store)
-    makers = {c.KIND: s for s, c in STAGES.items()}
-    for kind, key in step.request.inputs.items():
-        if not is_published(store, kind, key):
-            _fail(
-                f"{name} reads {kind} {key[:12]}, which is not there: run `malmm stage {makers[kind]} --config "
-                f"{config}` first",
-                65,
-            )
+    step = chosen(steps, [name])[name]
     if part:
         step = replace(step, request=_part_of(step.request, part))
+    if request:
+        typer.echo(step.request.model_dump_json(indent=2))
+        return
     make(step, runner_of(pipeline.runner, name))
     if not part:
+        store = Store(step.request.store)
         typer.echo(f"{store.url}/{Artifact(store, step.kind, step.key).folder}")
 
 
@@ -263,6 +261,23 @@ def env_lock(
     environments.lock(stages or (*environments.STAGES, "testing"), upgrade=upgrade)
 
 
+@images.command("build")
+def images_build(
+    stages: Annotated[list[str], typer.Argument(help="all and the orchestrator's, if none is named")] = [],
+    base: Annotated[
+        str | None, typer.Option(help="an image with Python 3.11 and its venv module; else the official one, by digest")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="podman, docker or buildah; else the first that is here")] = None,
+) -> None:
+    """Build the images malmm-<stage> from envs/<stage>/Dockerfile."""
+    from flows import environments
+    from flows import images as dockerfiles
+
+    _known(stages, environments.STAGES)
+    _known([engine] if engine else [], dockerfiles.ENGINES)
+    dockerfiles.build(stages or environments.STAGES, base, engine, typer.echo)
+
+
 @app.command()
 def doctor(
     config: Annotated[Path | None, typer.Option(help="check the weights this config names as well")] = None,
@@ -313,18 +328,41 @@ def demo(
 
 
 @app.command()
-def smoke(store: StoreUrl = "smoke-store") -> None:
+def up(
+    port: Annotated[int | None, typer.Option(help="of the server, on 127.0.0.1; else 4200")] = None,
+) -> None:
+    """Start Prefect on this machine - server, worker, deployments - for the folder it is called in."""
+    from flows import local
+
+    url = local.up(port, typer.echo)
+    typer.echo(
+        f"Prefect is up: {url}\n  prefect deployment run 'visdial/local' --watch    runs a pipeline; so does the UI\n"
+        "  malmm down                                        stops it all; the database stays"
+    )
+
+
+@app.command()
+def down() -> None:
+    """Stop what `malmm up` started, and the runs it had; the next run takes up what was finished."""
+    from flows import local
+
+    local.down(typer.echo)
+
+
+@app.command()
+def smoke(store: StoreUrl = "smoke-store", set: Overrides = []) -> None:
     """Run the CI smoke flow: tiny generated data, the whole DAG twice, the second time executing nothing."""
     _start_prefect()
     from flows.smoke import smoke
 
-    typer.echo(json.dumps(smoke(store), indent=2))
+    typer.echo(json.dumps(smoke(store, list(set)), indent=2))
 
 
 def main() -> None:
     """The entry point: errors made for people come as one message and an exit code, without a traceback."""
     from flows.config import ConfigError
     from flows.environments import EnvironmentFailed
+    from flows.local import LocalFailed
     from flows.runners import StageFailed
     from flows.weights import WeightsFailed
     from stages.errors import StageError
@@ -341,7 +379,7 @@ def main() -> None:
         _fail(str(failure), failure.code)
     except StageError as error:
         _fail(str(error), error.exit_code)
-    except (StorageError, EnvironmentFailed, WeightsFailed, FileNotFoundError) as error:
+    except (StorageError, EnvironmentFailed, LocalFailed, WeightsFailed, FileNotFoundError) as error:
         _fail(str(error), 65)
     except Exception as error:
         if not hasattr(error, "format_message"):  # not one of the command line's own
@@ -388,14 +426,17 @@ def _start_prefect() -> None:
         os.environ.setdefault(name, value)
     from prefect.client.orchestration import get_client
 
-    # Where no PREFECT_API_URL is set, Prefect starts a server beside us. Ctrl-C goes to the whole terminal group: a
-    # server that inherits a blocked SIGINT lives on to be told how the run ended, and is ended by Prefect with us.
+    # Where neither prefect.toml nor PREFECT_API_URL names a server, Prefect starts one beside us. Ctrl-C goes to the
+    # whole terminal group: a server that inherits a blocked SIGINT lives on to be told how the run ended, and is ended
+    # by Prefect with us.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        with get_client(sync_client=True):
-            pass
+        with get_client(sync_client=True) as client:
+            silent = client.api_healthcheck()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if silent:
+        _fail(f"Prefect's server at {client.api_url} gives no answer ({silent}): `malmm up` starts it", 75)
 
 
 def _show_report(config: Path, overrides: list[str], keys: dict[str, str]) -> None:

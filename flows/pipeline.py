@@ -7,38 +7,71 @@ The store owns the keys; Prefect schedules, retries and shows. An artifact that 
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
 
 from prefect import flow, runtime, task
-from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
-from prefect.states import Completed
+from prefect.states import Completed, Failed
+from pydantic import Field
 
-from flows.config import Pipeline, load, store_url
-from flows.parts import last, number_of_parts, run_parts
-from flows.plan import Step, plan
+from flows.config import ConfigError, Pipeline, load
+from flows.killed import settle
+from flows.limits import gpu_places
+from flows.parts import delays, last, number_of_parts, run_parts, worth_retrying
+from flows.plan import Step, chosen, plan
 from flows.progress import Progress
-from flows.runners import Runner, StageFailed, runner_of
-from flows.table import counted, rows
+from flows.runners import RunnerSettings, StageFailed, runner_of
+from flows.runners.settings import STAGES
+from flows.show import show_lineage, show_report
+from flows.table import counted
 from stages.contract import nothing_to_do
-from storage import Artifact, Store
+from storage import Artifact, StorageError, Store
 
-MAY_PASS_LATER = 75
+Stage = Literal[STAGES]
+Override = Annotated[str, Field(pattern=r"^[^=.\s]+(\.[^=.\s]+)*=")]
 
 
-@flow(name="malmm", flow_run_name="{config}", persist_result=False)
+def run_name() -> str:
+    """The run at hand by its pipeline and its report: "visdial 3f2a9c01". Where the config is wrong, by its file."""
+    asked = runtime.flow_run.parameters
+    try:
+        settings = load(asked["config"], asked["overrides"])
+        return f"{settings.name} {plan(settings)['evaluate'].key[:8]}"
+    except (ConfigError, StorageError, OSError):  # the run says it, as its state
+        return Path(asked["config"]).stem
+
+
+@flow(name="malmm", flow_run_name=run_name, persist_result=False, on_crashed=[settle])
 def pipeline(
-    config: str, overrides: Sequence[str] = (), force: Sequence[str] = (), retry_failed: bool = False
-) -> dict[str, str]:
-    """Run a pipeline from its config. Returns kind -> key of the artifacts, all of them published."""
+    config: str,
+    overrides: Sequence[Override] = (),
+    stages: Sequence[Stage] = (),
+    force: Sequence[Stage] = (),
+    retry_failed: bool = False,
+) -> State[dict[str, str]]:
+    """Run a pipeline from its config. Returns kind -> key of the artifacts made or found, all of them published.
+
+    Args:
+        config: the pipeline's YAML; relative paths, in it too, start in the folder of the run
+        overrides: values laid over the config, each as field=value: finetune.epochs=2
+        stages: run these alone; what they read must be there. None: all
+        force: make these stages' artifacts again though they are there
+        retry_failed: try the items again that failed before
+    """
+    settle()  # where the worker was killed too, no hook was called
     settings = load(config, overrides)
-    steps = plan(settings, force=force, retry_failed=retry_failed)
+    steps = chosen(plan(settings, force=force, retry_failed=retry_failed), stages)
 
     made: dict[str, State] = {}  # ingest -> extract_frames -> embed_imagebind -> finetune -> evaluate
     for step in steps.values():
         made[step.kind] = execute(step, settings, [made[kind] for kind in step.request.inputs if kind in made])
 
-    show_metrics(steps["evaluate"], Store(store_url(settings)), wait_for=[made["report"]])
-    return {step.kind: step.key for step in steps.values()}
+    if "evaluate" in steps:
+        show_report(steps["evaluate"])
+    show_lineage(steps.values())
+    keys = {step.kind: step.key for step in steps.values()}
+    return Completed(message=". ".join(state.message for state in made.values()), data=keys)
 
 
 def execute(step: Step, settings: Pipeline, after: Sequence[State]) -> State:
@@ -47,50 +80,37 @@ def execute(step: Step, settings: Pipeline, after: Sequence[State]) -> State:
     if not nothing_to_do(request, Store(request.store), step.kind, step.key):
         parts = number_of_parts(step, settings.runner)
         if parts > 1:
-            run_parts(step, parts, settings.runner)
+            run_parts(step, parts, settings.runner, retries)
             step = replace(step, request=last(request))
     run = run_stage.with_options(
         name=step.stage,
         task_run_name=f"{step.stage} {step.key[:12]}",
         tags={step.stage, step.request.label},
         retries=retries,
-        retry_delay_seconds=[min(300, 10 * 3**n) for n in range(retries)] or None,
+        retry_delay_seconds=delays(retries) or None,
     )
-    state = run(step, runner_of(settings.runner, step.stage), wait_for=list(after), return_state=True)
+    state = run(step, settings.runner, wait_for=list(after), return_state=True)
     state.result(raise_on_failure=True)
     return state
 
 
-def worth_retrying(task: object, task_run: object, state: State) -> bool:
-    """Whether a failed stage may pass later: its exit code said so, or something killed it."""
-    error = state.result(raise_on_failure=False)
-    return isinstance(error, StageFailed) and (error.code == MAY_PASS_LATER or error.code < 0)
-
-
 @task(persist_result=False, retry_condition_fn=worth_retrying)
-def run_stage(step: Step, runner: Runner) -> State:
+def run_stage(step: Step, settings: RunnerSettings) -> State:
     """Make the artifact of a step, or find it made: then the state is named Cached."""
     store = Store(step.request.store)
     with Progress(step.stage, f"{step.stage}-{step.key[:12]}") as progress:
         if nothing_to_do(step.request, store, step.kind, step.key):
-            progress.reused(Artifact(store, step.kind, step.key))
-            return Completed(name="Cached", message=f"{step.kind} {step.key[:12]} was there")
-        code = runner.run(step.request, progress.on_event)
-        if code != 0:
-            raise StageFailed(step.stage, code, progress.cause)
-    artifact = Artifact(store, step.kind, step.key)
-    if runtime.task_run.id:
-        create_link_artifact(
-            link=f"{store.url}/{artifact.folder}",
-            link_text=f"{step.kind} {step.key[:12]}",
-            key=f"{step.stage.replace('_', '-')}-artifact",
-            description=f"What {step.stage} made",
-        )
-    return Completed(message=f"{step.kind} {step.key[:12]}: {counted(artifact.manifest['counts'])}")
+            artifact = Artifact(store, step.kind, step.key)
+            progress.reused(artifact)
+            return Completed(name="Cached", message=f"{in_words(artifact)}; it was there")
+        with gpu_places(settings, step.stage):
+            code = runner_of(settings, step.stage).run(step.request, progress.on_event)
+    if code != 0:
+        failure = StageFailed(step.stage, code, progress.cause)
+        return Failed(message=str(failure), data=failure)
+    return Completed(message=in_words(Artifact(store, step.kind, step.key)))
 
 
-@task(persist_result=False, task_run_name="metrics")
-def show_metrics(step: Step, store: Store) -> None:
-    """Show the scores as a table artifact of the run."""
-    metrics = Artifact(store, step.kind, step.key).read_json("metrics.json")
-    create_table_artifact(key="metrics", description=f"Report {step.key[:12]}", table=rows(metrics))
+def in_words(artifact: Artifact) -> str:
+    """An artifact in words, with its items."""
+    return f"{artifact.kind} {artifact.key[:12]}: {counted(artifact.manifest['counts'])}"

@@ -5,15 +5,15 @@ follow from its config; and what is stale, and why, is seen without running anyt
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.config import Pipeline, store_url
+from flows.config import ConfigError, Pipeline, store_url
 from stages.config import StageConfig
 from stages.contract import Request
 from stages.identity import code_digest, record_of
-from storage import Artifact, Store, differences, find, is_current, is_published, key_of, published
+from storage import Artifact, MissingArtifact, Store, differences, find, is_current, is_published, key_of, published
 from storage.artifacts import PARTIAL, folder_of
 from storage.digests import Digests
 
@@ -83,6 +83,24 @@ def plan(
         )
         steps[config.STAGE] = Step(config, request, record, keys[config.KIND])
     return steps
+
+
+def chosen(steps: Mapping[str, Step], stages: Sequence[str]) -> dict[str, Step]:
+    """The steps of the stages named, or all where none is.
+
+    Raises ConfigError when the pipeline has no such stage, MissingArtifact when one would lack what it reads.
+    """
+    if absent := [stage for stage in stages if stage not in steps]:
+        raise ConfigError(f"this pipeline has no stage {', '.join(absent)}: it has {', '.join(steps)}")
+    wanted = {name: step for name, step in steps.items() if not stages or name in stages}
+    makers = {step.kind: step.stage for step in steps.values()}
+    for step in wanted.values():
+        for kind, key in step.request.inputs.items():
+            if makers.get(kind) not in wanted and not is_published(Store(step.request.store), kind, key):
+                raise MissingArtifact(
+                    f"{step.stage} reads {kind} {key[:12]}, which is not there: run {makers[kind]} first, or as well"
+                )
+    return wanted
 
 
 def statuses(steps: Iterable[Step], store: Store) -> list[Status]:

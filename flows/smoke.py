@@ -8,6 +8,7 @@ import random
 import struct
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from prefect import flow
 
 from flows.config import load
 from flows.demo import in_finetune_environment
-from flows.pipeline import pipeline
+from flows.pipeline import Override, pipeline
 from flows.runners import ROOT
 from storage import Artifact, Store
 
@@ -34,10 +35,15 @@ class SmokeFailed(Exception):
     """The second run executed something, or its scores differ from the first's."""
 
 
-@flow(name="malmm-smoke", persist_result=False)
-def smoke(store: str) -> dict[str, Any]:
-    """Run the pipeline twice. Returns the seconds of both and the scores. Raises SmokeFailed."""
-    overrides = generate(Path(store))
+@flow(name="smoke", flow_run_name="smoke in {store}", persist_result=False)
+def smoke(store: str = "smoke-store", overrides: Sequence[Override] = ()) -> dict[str, Any]:
+    """Run a tiny pipeline twice. Returns the seconds of both and the scores. Raises SmokeFailed.
+
+    Args:
+        store: the folder of its store
+        overrides: values laid over configs/smoke.yaml, each as field=value: runner.kind=container
+    """
+    overrides = [*generate(Path(store)), *overrides]
     settings = load(CONFIG, overrides)
     started = time.monotonic()
     first = pipeline(str(CONFIG), overrides)

@@ -39,6 +39,8 @@ record = record_of(config, request.inputs, request.sources, request.only)
 draft = Draft(Store(request.store), config.KIND, key_of(record))
 if config.KIND == "report":
     draft.write_json("metrics.json", {{"trained": {{"bleu_1": {{"value": 0.5, "low": 0.4, "high": 0.6, "n": 2}}}}}})
+    draft.write_bytes("report.md", b"# Evaluation\\n\\n![scores.png](scores.png)\\n")
+    draft.write_bytes("scores.png", b"a picture")
 ledger = Ledger()
 ledger.done("one", 0.1)
 if globals().get("failing"):

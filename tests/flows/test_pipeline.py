@@ -12,8 +12,10 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 
+from flows.config import STAGES, ConfigError
 from flows.pipeline import pipeline
 from flows.runners import StageFailed
+from storage import MissingArtifact
 from tests.flows.conftest import ROOT
 
 
@@ -38,15 +40,14 @@ def artifacts() -> set[str]:
 
 def test_the_second_run_executes_nothing(pretend):
     first = pipeline(str(pretend.config))
-    assert task_runs() == dict.fromkeys(("ingest", "embed_imagebind", "finetune", "evaluate", "metrics"), "Completed")
-    assert {"metrics", "ingest-artifact", f"ingest-{first['samples'][:12]}"} <= artifacts()
+    assert task_runs() == dict.fromkeys(("ingest", "embed_imagebind", "finetune", "evaluate"), "Completed")
+    assert {"pretend-metrics", "pretend-lineage", f"ingest-{first['samples'][:12]}"} <= artifacts()
     assert pipeline(str(pretend.config)) == first
     assert task_runs() == {
         "ingest": "Cached",
         "embed_imagebind": "Cached",
         "finetune": "Cached",
         "evaluate": "Cached",
-        "metrics": "Completed",
     }
     assert [pretend.tries(stage) for stage in ("ingest", "finetune", "evaluate")] == [1, 1, 1]
     pipeline(str(pretend.config), force=["evaluate"])
@@ -68,6 +69,28 @@ def test_videos_have_one_stage_more_and_a_given_checkpoint_one_less(pretend):
     given = pipeline(str(pretend.config), [f"checkpoint='{first['checkpoint'][:16]}'"])
     assert "checkpoint" not in given and given["report"] == first["report"]
     assert task_runs()["evaluate"] == "Cached" and pretend.tries("finetune") == 1
+
+
+def test_only_the_stages_named_run(pretend):
+    with pytest.raises(MissingArtifact, match="evaluate reads samples .* run ingest first"):
+        pipeline(str(pretend.config), stages=["evaluate"])
+    with pytest.raises(ConfigError, match="no stage extract_frames: it has ingest, "):
+        pipeline(str(pretend.config), stages=["ingest", "extract_frames"])
+    assert set(pipeline(str(pretend.config), stages=["ingest", "embed_imagebind"])) == {"samples", "features"}
+    assert set(pipeline(str(pretend.config), stages=["embed_imagebind"])) == {"features"}
+    assert [pretend.tries(stage) for stage in STAGES] == [1, 0, 1, 0, 0]
+
+
+def test_a_stage_waits_for_its_places_among_the_gpus(pretend):
+    overrides = ["runner.gpu_limit=cards", "runner.stages.ingest.gpus=2"]
+    with pytest.raises(StageFailed, match="ingest: runner.gpu_limit: Prefect has no 2 places of cards .* gcl create"):
+        pipeline(str(pretend.config), overrides, stages=["ingest"])
+    assert pretend.tries("ingest") == 0
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name("cards", 2)
+        pipeline(str(pretend.config), overrides, stages=["ingest"])
+        assert client.read_global_concurrency_limit_by_name("cards").active_slots == 0
+    assert pretend.tries("ingest") == 1
 
 
 def test_failed_items_are_tried_again_on_demand(pretend):
