@@ -22,6 +22,7 @@ BENCHMARKS = {
     "frames": "extract_frames",
     "rerun": "orchestrator",
     "status": "orchestrator",
+    "scaling": "orchestrator",
 }
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks

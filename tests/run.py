@@ -28,7 +28,7 @@ from flows import environments  # noqa: E402
 # The slowest first, so that they overlap.
 SUITES: dict[str, tuple[str, ...]] = {
     "finetune": ("malmm", "finetune"),
-    "orchestrator": ("storage", "flows", "environments", "demo"),
+    "orchestrator": ("storage", "flows", "environments", "demo", "containers", "faults", "clusters"),
     "embed_imagebind": ("embed_imagebind",),
     "evaluate": ("evaluate",),
     "extract_frames": ("video", "extract_frames"),
