@@ -402,11 +402,13 @@ def _known(names: list[str], known: Any) -> None:
 
 
 def _part_of(request: Any, text: str) -> Any:
+    from flows.config import STAGES
     from stages.contract import Part
 
     number, _, of = text.partition("/")
-    if request.stage in ("ingest", "finetune") or request.force or request.retry_failed:
-        _fail("--part is for extract_frames, embed_imagebind and evaluate, without --force and --retry-failed", 2)
+    if not STAGES[request.stage].SPLITS or request.force or request.retry_failed:
+        splitting = ", ".join(name for name, config in STAGES.items() if config.SPLITS)
+        _fail(f"--part is for {splitting}, without --force and --retry-failed", 2)
     try:
         return request.model_copy(update={"part": Part(number=int(number), of=int(of))})
     except ValueError:

@@ -52,6 +52,13 @@ class Pipeline(BaseModel):
             raise ValueError(f"ingest.format {self.ingest.format} is about videos: add a section `extract_frames:`")
         return self
 
+    @model_validator(mode="after")
+    def _parts_of_what_splits(self) -> "Pipeline":
+        for name, needs in self.runner.stages.items():
+            if needs.part_items and not STAGES[name].SPLITS:
+                raise ValueError(f"runner.stages.{name}.part_items: {name} does not split into parts: take it out")
+        return self
+
     def stages(self) -> list[StageConfig]:
         """The stages in the order of the DAG."""
         frames = [self.extract_frames] if self.extract_frames else []

@@ -47,9 +47,14 @@ def prepare(store: Path, imagebind_weights: Path | None) -> list[tuple[Path, lis
 
 def in_finetune_environment(module: str, target: Path, *packages: Path) -> None:
     """Run `python -m MODULE TARGET` where transformers is, to make a language model. Raises EnvironmentFailed."""
-    path = ":".join(map(str, (ROOT, *packages)))
+    path, python = ":".join(map(str, (ROOT, *packages))), environments.python("finetune")
+    if not python.exists():
+        raise environments.EnvironmentFailed(
+            f"{python} is not there, and {target} is made by it: `malmm env sync finetune demo` makes it; where the flow "
+            "runs in an image, make the inputs outside it first, with `malmm smoke`"
+        )
     done = run(
-        [str(environments.python("finetune")), "-m", module, str(target)],
+        [str(python), "-m", module, str(target)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -11,7 +11,7 @@ from typing import Any
 
 from flows.config import ConfigError, Pipeline, store_url
 from stages.config import StageConfig
-from stages.contract import Request
+from stages.contract import FAILURE, Request
 from stages.identity import code_digest, record_of
 from storage import Artifact, MissingArtifact, Store, differences, find, is_current, is_published, key_of, published
 from storage.artifacts import PARTIAL, folder_of
@@ -124,8 +124,8 @@ def _status(step: Step, store: Store) -> Status:
     if is_published(store, step.kind, step.key):
         return Status(step, "stale", "failed items of an input have been tried again since", {})
     partial = f"{folder_of(step.kind, step.key)}/{PARTIAL}"
-    if store.exists(f"{partial}/failure.json"):
-        failure = json.loads(store.read_bytes(f"{partial}/failure.json"))
+    if store.exists(f"{partial}/{FAILURE}"):
+        failure = json.loads(store.read_bytes(f"{partial}/{FAILURE}"))
         return Status(step, "failed", f"{failure['error']}: {failure['message']}", failure["counts"])
     if store.exists(partial):
         return Status(step, "begun", "the next run takes up what is finished", {})

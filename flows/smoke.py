@@ -65,7 +65,8 @@ def generate(folder: Path) -> list[str]:
     inputs = folder.absolute() / "inputs"
     (inputs / "images").mkdir(parents=True, exist_ok=True)
     llm = inputs / "llm"
-    in_finetune_environment("demo.tiny_language_model", llm)
+    if not (llm / "model.safetensors").exists():
+        in_finetune_environment("demo.tiny_language_model", llm)
     for split, pattern, names in (
         ("train", "COCO_train2014_{:012d}.png", list(COLOURS)),
         ("val", "VisualDialog_val2018_{:012d}.png", ["red", "blue"]),

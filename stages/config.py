@@ -45,6 +45,7 @@ class StageConfig(BaseModel):
     KIND: ClassVar[str]  # the kind of artifact it makes
     INPUTS: ClassVar[tuple[str, ...]] = ()  # the kinds it reads
     OPTIONAL: ClassVar[tuple[str, ...]] = ()  # the kinds it reads where the pipeline makes them
+    SPLITS: ClassVar[bool] = False  # whether it honours a request's part
     LIBRARIES: ClassVar[tuple[str, ...]] = ()  # packages whose versions change the output
     CODE: ClassVar[tuple[str, ...]] = ()  # folders whose sources make the output, beside stages/<STAGE>
 

@@ -30,6 +30,8 @@ from storage import Artifact, Draft, Ledger, StorageError, Store, is_current, is
 from storage.artifacts import LEDGER_FILE
 from storage.digests import Digests
 
+FAILURE = "failure.json"  # beside a draft: why the last try ended
+
 __all__ = [
     "BadInput",
     "How",
@@ -197,7 +199,13 @@ def _guarded(
             return 0
         if request.part is None and leads:
             open_draft(request, store, config.KIND, key)
+        elif request.part is not None and is_published(store, config.KIND, key):
+            raise BadInput(
+                f"{config.KIND} {key[:12]} is there, but stale or to be made again, and a part takes nothing away: run "
+                f"{config.STAGE} without a part"
+            )
         job = Job(request, config, store, key, sources, events, leads)
+        store.delete(f"{job.draft.partial.folder}/{FAILURE}")  # of an earlier try
         started = time.monotonic()
         run(job)
         if not job.leads:
@@ -219,6 +227,9 @@ def _guarded(
         events.done(job.draft.publish(job.ledger, about), reused=False)
         return 0
     except KeyboardInterrupt:
+        if job is not None:
+            with contextlib.suppress(OSError):
+                job.keep_ledger()
         events.error("Interrupted", "stopped by a signal; what was finished is kept and the next run takes it up")
         return 130
     except Exception as error:  # whatever it is, it must end as one event and one exit code
@@ -273,6 +284,8 @@ def _read(config_class: type[StageConfig], source: str) -> tuple[Request, StageC
         request = Request.model_validate_json(text)
         if request.stage != config_class.STAGE:
             raise WrongConfig(f"{source}: the request is for stage {request.stage!r}, this is {config_class.STAGE!r}")
+        if request.part is not None and not config_class.SPLITS:
+            raise WrongConfig(f"{source}: {config_class.STAGE} does not split into parts: take part out")
         missing = [kind for kind in config_class.INPUTS if kind not in request.inputs]
         if missing:
             raise WrongConfig(
@@ -292,7 +305,7 @@ def _keep_failure(job: Job, error: Exception) -> None:
     with contextlib.suppress(OSError):  # a store that takes no more bytes must not hide the first cause
         job.keep_ledger()
         job.draft.partial.write_json(
-            "failure.json", {"error": type(error).__name__, "message": str(error), "counts": job.ledger.counts()}
+            FAILURE, {"error": type(error).__name__, "message": str(error), "counts": job.ledger.counts()}
         )
 
 

@@ -5,8 +5,9 @@ It never raises for what the stage did; it always leaves nothing running behind.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+from flows.runners.output import Event
 from flows.runners.process import ROOT, ProcessRunner, ending_stages, stage_environment
 from flows.runners.settings import RunnerSettings
 from stages.contract import Request
@@ -22,8 +23,6 @@ __all__ = [
     "runner_of",
     "stage_environment",
 ]
-
-Event = dict[str, Any]
 
 
 @runtime_checkable

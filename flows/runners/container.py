@@ -10,7 +10,6 @@ import math
 import os
 import signal
 import socket as sockets
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,15 +25,16 @@ from docker.utils.socket import STDERR, frames_iter
 from requests import RequestException
 
 from flows.config import STAGES
+from flows.runners.labels import flow_run
 from flows.runners.mounts import Unfit, check_readable, mounts, paths_of, prepare_store
-from flows.runners.output import Event, event_of, lines
-from flows.runners.process import OFFLINE, TIMED_OUT, Deadline, died
+from flows.runners.output import LAST, Event, error, event_of, lines, log
+from flows.runners.process import BROKEN, OFFLINE, TIMED_OUT, Deadline, code_of, died
 from flows.runners.reaper import OWNER, lifeline, owner, reap, remove
 from flows.runners.settings import ContainerSettings, Needs
 from stages.contract import Request
 from storage import Store
 
-WRONG_CONFIG, INTERRUPTED = 78, 130
+WRONG_CONFIG = 78
 PATIENCE = 300  # seconds for an answer of the engine: one that builds images answers late
 ORDINARY = "10001:10001"  # the user of the images, for an orchestrator that is root
 CREDENTIALS = ("AWS_", "FSSPEC_")  # variables that a remote store is reached with
@@ -55,18 +55,18 @@ class ContainerRunner:
             url = engine(self.settings.socket)
             with contextlib.closing(DockerClient(base_url=url, timeout=PATIENCE)) as client:
                 for name in reap(client):
-                    on_event(_log(f"removed container {name}, whose owner had been killed"))
+                    on_event(log(f"removed container {name}, whose owner had been killed"))
                 return self._run(client, url, request, on_event)
-        except Unfit as error:
-            on_event({"event": "error", "error": "Unfit", "message": str(error)})
+        except Unfit as unfit:
+            on_event(error("Unfit", str(unfit)))
             return WRONG_CONFIG
-        except (DockerException, RequestException, ConnectionError) as error:
-            on_event({"event": "error", "error": "EngineFailed", "message": f"container engine {url}: {error}"})
+        except (DockerException, RequestException, ConnectionError) as failure:
+            on_event(error("EngineFailed", f"container engine {url}: {failure}"))
             return TIMED_OUT
 
     def _run(self, client: DockerClient, url: str, request: Request, on_event: Callable[[Event], None]) -> int:
         image = self._image(client, request.stage)
-        on_event(_log(f"image {image.tags[0] if image.tags else request.stage} is {image.id}"))
+        on_event(log(f"image {image.tags[0] if image.tags else request.stage} is {image.id}"))
         container = client.containers.create(image.id, ["run", "-"], **self.options(request))
         said, state, finished = bytearray(), None, False
         deadline = Deadline(None, lambda: None)
@@ -77,7 +77,7 @@ class ContainerRunner:
                 threading.Thread(target=_hand_over, args=(socket, request), daemon=True).start()
                 for line in lines(_standard_output(socket, said)):
                     event = event_of(line)
-                    finished = finished or event["event"] in ("done", "error", "part_done")
+                    finished = finished or event["event"] in LAST
                     on_event(event)
                 state = _end_of(container)
         finally:
@@ -93,9 +93,10 @@ class ContainerRunner:
         last_words = "\n".join(said.decode(errors="replace").splitlines()[-40:])
         if not finished:
             cause = died(code, last_words) + self._of_memory(request.stage, state) * (code == -signal.SIGKILL)
-            on_event({"event": "error", "error": "Died", "message": cause})
-        elif code == 70:
-            on_event(_log(last_words, "error"))
+            on_event(error("Died", cause))
+            return code or BROKEN
+        if code == BROKEN:
+            on_event(log(last_words, "error"))
         return code
 
     def options(self, request: Request) -> dict[str, Any]:
@@ -133,7 +134,7 @@ class ContainerRunner:
             "log_config": LogConfig(type="none"),  # the events go to us; the engine need not keep them
             "labels": {
                 OWNER: owner(),
-                "malmm.run": _flow_run(),
+                "malmm.run": flow_run(),
                 "malmm.stage": request.stage,
                 "malmm.label": request.label,
             },
@@ -168,12 +169,6 @@ def engine(socket: str | None) -> str:
         "no container engine: start Docker, or `podman system service --time=0 unix:///run/podman/podman.sock`, or "
         "name its socket by runner.container.socket or DOCKER_HOST"
     )
-
-
-def code_of(status: int) -> int:
-    """The exit code as the process runner gives it: of a stage that a signal killed, that signal's number, negative."""
-    killed = status != INTERRUPTED and status - 128 in set(signal.Signals)
-    return 128 - status if killed else status
 
 
 @contextlib.contextmanager
@@ -218,16 +213,3 @@ def _numbers(user: str) -> tuple[int, int]:
         return int(uid), int(gid)
     except ValueError:
         raise Unfit(f"runner.container.user {user!r}: write it as uid:gid, in numbers") from None
-
-
-def _flow_run() -> str:
-    """The id of Prefect's flow run that this is part of; by hand there is none, and no need to import Prefect."""
-    if "prefect" not in sys.modules:
-        return ""
-    from prefect.runtime import flow_run
-
-    return flow_run.id or ""
-
-
-def _log(message: str, level: str = "info") -> Event:
-    return {"event": "log", "level": level, "message": message}

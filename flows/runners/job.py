@@ -42,18 +42,23 @@ def labels_of(request: Request, run: str = "") -> dict[str, str]:
 
 
 def same_work(labels: dict[str, str]) -> str:
-    """The selector of the Jobs that may not run beside this one: of the same part; beside a whole run, of any part."""
-    names = ["malmm/key", "malmm/store"] + ["malmm/part"] * (labels["malmm/part"] != "whole")
-    return ",".join(f"{name}={labels[name]}" for name in names)
+    """The selector of the Jobs that may not run beside this one: beside a part, the same one and a whole run, which
+    would publish; beside a whole run, any."""
+    selector = ",".join(f"{name}={labels[name]}" for name in ("malmm/key", "malmm/store"))
+    part = labels["malmm/part"]
+    return selector if part == "whole" else f"{selector},malmm/part in ({part}, whole)"
 
 
 def job_of(request: Request, settings: KubernetesSettings, needs: Needs, labels: dict[str, str]) -> k8s.V1Job:
     """The Job of a request. Raises WrongConfig naming the setting that lacks."""
     if request.stage not in settings.images:
         raise WrongConfig(f"runner.kubernetes.images.{request.stage}: give the image that the stage's pods run")
-    if (size := len(request.model_dump_json())) > MOST_BYTES:
+    if (size := len(request.model_dump_json().encode())) > MOST_BYTES:
         raise WrongConfig(f"the request takes {size} bytes, and a ConfigMap holds {MOST_BYTES}: ask for fewer items")
     volumes, mounts = volumes_of(request, settings)
+    variables = OFFLINE | {"HOME": "/tmp"}
+    if needs.cpus:
+        variables["OMP_NUM_THREADS"] = str(math.ceil(needs.cpus))  # torch would count the node's cores
     name = f"malmm-{request.stage.replace('_', '-')}-{labels['malmm/key'][:8]}-{secrets.token_hex(3)}"
     volumes += [
         k8s.V1Volume(name="request", config_map=k8s.V1ConfigMapVolumeSource(name=name)),
@@ -69,7 +74,7 @@ def job_of(request: Request, settings: KubernetesSettings, needs: Needs, labels:
         name=CONTAINER,
         image=settings.images[request.stage],
         args=["run", REQUEST_FILE],
-        env=[k8s.V1EnvVar(name=name, value=value) for name, value in (OFFLINE | {"HOME": "/tmp"}).items()],
+        env=[k8s.V1EnvVar(name=name, value=value) for name, value in variables.items()],
         env_from=[k8s.V1EnvFromSource(secret_ref=k8s.V1SecretEnvSource(name=settings.secret))]
         if settings.secret
         else None,

@@ -8,7 +8,6 @@ first, and waits until it is gone.
 import contextlib
 import json
 import os
-import sys
 import threading
 import time
 from collections import deque
@@ -24,9 +23,10 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 from flows.runners.job import CONTAINER, config_map_of, job_of, labels_of, same_work
-from flows.runners.output import Event, event_of, lines
+from flows.runners.labels import flow_run
+from flows.runners.output import LAST, Event, error, event_of, lines, log
 from flows.runners.pod import Reading, disruption, end_of, has_ended, hindrance, is_running
-from flows.runners.process import Deadline, died
+from flows.runners.process import BROKEN, Deadline, died
 from flows.runners.settings import KubernetesSettings, Needs
 from stages.contract import Request, StageError, TryAgain, WrongConfig, exit_code_of
 from storage import StorageError
@@ -48,15 +48,15 @@ class KubernetesRunner:
 
     def run(self, request: Request, on_event: Callable[[Event], None]) -> int:
         try:
-            labels = labels_of(request, _flow_run())
+            labels = labels_of(request, flow_run())
             job = job_of(request, self.settings, self.needs, labels)
             with _client(self.backoff_seconds) as api, _named_errors():
                 run = _Run(self, api, job.metadata.name, on_event)
                 run.clear(same_work(labels))
                 return run.through(job, request)
-        except (StageError, StorageError, ValidationError, FileNotFoundError) as error:
-            on_event({"event": "error", "error": type(error).__name__, "message": str(error)})
-            return exit_code_of(error)
+        except (StageError, StorageError, ValidationError, FileNotFoundError) as failure:
+            on_event(error(type(failure).__name__, str(failure)))
+            return exit_code_of(failure)
 
 
 class _Run:
@@ -99,11 +99,11 @@ class _Run:
             stop.cancel()
             if not ended:
                 self._delete(self._name)
-        code, error = end_of(pod, self._runner.needs)
-        if error is None and not self._finished:
-            error = {"event": "error", "error": "Died", "message": died(code, "".join(self._said).rstrip())}
-        if error is not None:
-            self._on_event(error)
+        code, cause = end_of(pod, self._runner.needs)
+        if cause is None and not self._finished:
+            code, cause = code or BROKEN, error("Died", died(code, "".join(self._said).rstrip()))
+        if cause is not None:
+            self._on_event(cause)
         return code
 
     def _followed(self) -> k8s.V1Pod:
@@ -160,7 +160,7 @@ class _Run:
                 found = (line for line in lines(stream.stream()) if line.endswith("\n") or not follow)
                 for line in self._reading.new(found):
                     event = event_of(line)
-                    self._finished = self._finished or event["event"] in ("done", "error", "part_done")
+                    self._finished = self._finished or event["event"] in LAST
                     if event["event"] == "log":
                         self._said.append(f"{event['message']}\n")
                     self._on_event(event)
@@ -207,7 +207,7 @@ class _Run:
             self._log(f"Job {name} may run on, deleting it failed ({error}): kubectl delete job {name}", "error")
 
     def _log(self, message: str, level: str) -> None:
-        self._on_event({"event": "log", "level": level, "message": message})
+        self._on_event(log(message, level))
 
 
 def _client(backoff_seconds: float) -> k8s.ApiClient:
@@ -255,12 +255,3 @@ def _there_already_is_fine() -> Iterator[None]:
     except ApiException as error:
         if error.status != 409:
             raise
-
-
-def _flow_run() -> str:
-    """The id of Prefect's flow run that this is part of; by hand there is none, and no need to import Prefect."""
-    if "prefect" not in sys.modules:
-        return ""
-    from prefect.runtime import flow_run
-
-    return flow_run.id or ""

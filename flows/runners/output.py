@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 Event = dict[str, Any]
+LAST = ("done", "part_done", "error")  # a stage's last word is one of them
 LONGEST = 1 << 18  # bytes of a line; an event has some hundred
 
 
@@ -32,7 +33,17 @@ def event_of(line: str) -> Event:
         event = None
     if isinstance(event, dict) and isinstance(event.get("event"), str):
         return event
-    return {"event": "log", "level": "info", "message": line.rstrip()}
+    return log(line.rstrip())
+
+
+def log(message: str, level: str = "info") -> Event:
+    """An event of a log."""
+    return {"event": "log", "level": level, "message": message}
+
+
+def error(name: str, message: str) -> Event:
+    """The event of an error."""
+    return {"event": "error", "error": name, "message": message}
 
 
 def _text(line: bytes) -> str:

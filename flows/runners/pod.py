@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from kubernetes.client import V1ContainerState, V1Pod
 
-from flows.runners.output import Event
+from flows.runners.output import Event, error
 from flows.runners.process import TIMED_OUT, code_of, timed_out
 from flows.runners.settings import Needs
 from stages.contract import TryAgain
@@ -48,10 +48,10 @@ def end_of(pod: V1Pod, needs: Needs) -> tuple[int, Event | None]:
     if pod.status.reason == "DeadlineExceeded":
         return TIMED_OUT, timed_out(needs.timeout)
     if terminated is None or disruption(pod):
-        return TryAgain.exit_code, _error("PodLost", f"the pod was taken away: {disruption(pod) or 'nobody said why'}")
+        return TryAgain.exit_code, error("PodLost", f"the pod was taken away: {disruption(pod) or 'nobody said why'}")
     if terminated.reason == "OOMKilled":
         had = f"{needs.memory_gib:g} GiB" if needs.memory_gib else "its node had"
-        return KILLED, _error(
+        return KILLED, error(
             "OutOfMemory",
             f"the stage took more memory than {had}: raise runner.stages.<stage>.memory_gib, or take smaller batches",
         )
@@ -89,7 +89,3 @@ class Reading:
 def _state(pod: V1Pod) -> V1ContainerState:
     statuses = pod.status.container_statuses
     return (statuses and statuses[0].state) or V1ContainerState()
-
-
-def _error(name: str, message: str) -> Event:
-    return {"event": "error", "error": name, "message": message}

@@ -16,12 +16,13 @@ from functools import partial
 from typing import ClassVar
 
 from flows import environments
-from flows.runners.output import Event, event_of, lines
+from flows.runners.output import LAST, Event, error, event_of, lines, log
 from flows.runners.settings import Needs
 from stages.contract import Request
 
 ROOT = environments.REPO
 TIMED_OUT = 75  # it may pass later
+BROKEN = 70  # the stage itself broke, as when it ends well without a word
 OFFLINE = {  # no stage reaches a model hub: what is not on disk is an error that says so
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -39,13 +40,7 @@ class ProcessRunner:
     def run(self, request: Request, on_event: Callable[[Event], None]) -> int:
         python = environments.python(request.stage)
         if not python.exists():
-            on_event(
-                {
-                    "event": "error",
-                    "error": "NoEnvironment",
-                    "message": f"{python} does not exist: run `malmm env sync {request.stage}`",
-                }
-            )
+            on_event(error("NoEnvironment", f"{python} does not exist: run `malmm env sync {request.stage}`"))
             return 78
         process = subprocess.Popen(
             [str(python), "-m", f"stages.{request.stage}", "run", "-"],
@@ -68,7 +63,7 @@ class ProcessRunner:
         try:
             for line in lines(iter(partial(process.stdout.read1, 1 << 16), b"")):
                 event = event_of(line)
-                finished = finished or event["event"] in ("done", "error", "part_done")
+                finished = finished or event["event"] in LAST
                 on_event(event)
             watch.join()
         finally:
@@ -81,9 +76,10 @@ class ProcessRunner:
             return TIMED_OUT
         last_words = b"".join(said).decode(errors="replace").rstrip()
         if not finished:
-            on_event({"event": "error", "error": "Died", "message": died(code, last_words)})
-        elif code == 70:
-            on_event({"event": "log", "level": "error", "message": last_words})
+            on_event(error("Died", died(code, last_words)))
+            return code or BROKEN
+        if code == BROKEN:
+            on_event(log(last_words, "error"))
         return code
 
     def _end(self, process: subprocess.Popen, watch: threading.Thread) -> None:
@@ -137,11 +133,8 @@ class Deadline:
 
 def timed_out(seconds: float) -> Event:
     """What is said of a stage that took longer than its settings allow."""
-    return {
-        "event": "error",
-        "error": "TimedOut",
-        "message": f"no end after {seconds:g} s, which runner.stages.<stage>.timeout allows; it was ended",
-    }
+    said = f"no end after {seconds:g} s, which runner.stages.<stage>.timeout allows; it was ended"
+    return error("TimedOut", said)
 
 
 @contextlib.contextmanager

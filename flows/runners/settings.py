@@ -81,14 +81,6 @@ class RunnerSettings(_Settings):
     container: ContainerSettings = Field(default_factory=ContainerSettings, description="for kind: container")
     kubernetes: KubernetesSettings = Field(default_factory=KubernetesSettings, description="for kind: kubernetes")
 
-    @field_validator("stages")
-    @classmethod
-    def _what_splits(cls, stages: dict[str, Needs]) -> dict[str, Needs]:
-        for name in ("ingest", "finetune"):
-            if name in stages and stages[name].part_items:
-                raise ValueError(f"{name} does not split into parts: take part_items out")
-        return stages
-
     def of(self, stage: str) -> Needs:
         """What a stage may take."""
         return self.stages.get(stage, Needs())

@@ -13,6 +13,7 @@ class EmbedConfig(StageConfig):
 
     STAGE: ClassVar[str] = "embed_imagebind"
     VERSION: ClassVar[int] = 2
+    SPLITS: ClassVar[bool] = True
     KIND: ClassVar[str] = "features"
     INPUTS: ClassVar[tuple[str, ...]] = ("samples",)
     OPTIONAL: ClassVar[tuple[str, ...]] = ("frames",)

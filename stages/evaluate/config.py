@@ -14,6 +14,7 @@ class EvaluateConfig(StageConfig):
 
     STAGE: ClassVar[str] = "evaluate"
     VERSION: ClassVar[int] = 2
+    SPLITS: ClassVar[bool] = True
     KIND: ClassVar[str] = "report"
     INPUTS: ClassVar[tuple[str, ...]] = ("samples", "features", "checkpoint")
     LIBRARIES: ClassVar[tuple[str, ...]] = (

@@ -13,6 +13,7 @@ class ExtractConfig(StageConfig):
 
     STAGE: ClassVar[str] = "extract_frames"
     VERSION: ClassVar[int] = 1
+    SPLITS: ClassVar[bool] = True
     KIND: ClassVar[str] = "frames"
     INPUTS: ClassVar[tuple[str, ...]] = ("samples",)
     LIBRARIES: ClassVar[tuple[str, ...]] = ("av", "decord", "imageio-ffmpeg", "simplejpeg")

@@ -101,6 +101,8 @@ def test_failed_videos_of_parts_are_tried_again_when_that_is_asked_for(place, fi
     tried = in_parts(retry_failed=True)
     assert sum(outcome.of("part_done")[0]["counts"]["done"] for outcome in tried) == 1
     mended = place.run(**OPTIONS).artifact(place.store)
+    late = place.run(part(0, 2, force=True), **OPTIONS)
+    assert late.code == 65 and "run extract_frames without a part" in late.message
     row = next(row for row in mended.ledger().to_pylist() if row["id"] == digest_of(films / "d.mp4"))
     assert (row["status"], row["attempts"]) == ("done", 2) and sorted(place.rows(mended)) == SHORT
     before = files(artifact)

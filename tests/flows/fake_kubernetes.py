@@ -26,6 +26,7 @@ PATH = re.compile(
 )
 MODELS = {"jobs": "V1Job", "configmaps": "V1ConfigMap"}
 LABEL = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
+TERM = re.compile(r"([^\s,=]+)(?:=([^,]*)| in \(([^)]+)\))")  # of a selector
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 
 
@@ -263,9 +264,8 @@ def _chosen(thing: dict, query: dict[str, str]) -> bool:
     labels = thing["metadata"].get("labels", {})
     fields = {"involvedObject.name": thing.get("involvedObject", {}).get("name"), "type": thing.get("type")}
     for asked, has in (("labelSelector", labels), ("fieldSelector", fields)):
-        for term in filter(None, query.get(asked, "").split(",")):
-            name, _, value = term.partition("=")
-            if has.get(name) != value:
+        for name, value, values in TERM.findall(query.get(asked, "")):
+            if has.get(name) not in (values.split(", ") if values else [value]):
                 return False
     return True
 

@@ -10,7 +10,7 @@ from kubernetes import client as k8s
 from pydantic import ValidationError
 
 from flows.runners import ROOT, RunnerSettings, ending_stages, runner_of
-from flows.runners.job import config_map_of, job_of, labels_of, same_work
+from flows.runners.job import config_map_of, job_of, labels_of
 from flows.runners.kubernetes import KubernetesRunner
 from flows.runners.pod import Reading
 from flows.runners.settings import KubernetesSettings, Needs
@@ -210,9 +210,16 @@ def test_what_a_killed_orchestrator_left_is_gone_before_the_next_try_begins(clus
         assert any(left[name].metadata.name in event.get("message", "") for event in events)
 
 
-def test_a_part_waits_for_its_own_kind_alone(request_):
-    part = labels_of(request_.model_copy(update={"part": Part(number=1, of=3)}))
-    assert same_work(part).endswith(",malmm/part=1-of-3") and "part" not in same_work(labels_of(request_))
+def test_a_part_runs_beside_other_parts_but_not_beside_a_whole_run(cluster, request_, settings):
+    cluster.program = "time.sleep(100)"
+    api = k8s.BatchV1Api(k8s.ApiClient(k8s.Configuration(host=f"http://127.0.0.1:{cluster.server.server_address[1]}")))
+    parts = [request_.model_copy(update={"part": Part(number=n, of=3)}) for n in range(3)]
+    left = [job_of(request_, settings, Needs(), labels_of(r)) for r in (request_, parts[1], parts[2])]
+    for job in left:
+        api.create_namespaced_job("default", job)
+    cluster.program = DONE
+    assert runner(settings).run(parts[1], lambda event: None) == 0
+    assert [job.metadata.name in cluster.objects["jobs"] for job in left] == [False, False, True]
 
 
 def test_the_job_asks_for_what_the_config_says_and_may_do_little_else(request_, settings, tmp_path):
@@ -238,6 +245,7 @@ def test_the_job_asks_for_what_the_config_says_and_may_do_little_else(request_, 
         "capabilities": {"drop": ["ALL"]},
         "readOnlyRootFilesystem": True,
     }
+    assert {"name": "OMP_NUM_THREADS", "value": "2"} in container["env"]
     asked = {"cpu": "1500m", "memory": "3072Mi", "nvidia.com/gpu": "2"}
     assert container["resources"] == {"requests": asked, "limits": asked}
     assert container["envFrom"] == [{"secretRef": {"name": "s3"}}]
