@@ -50,8 +50,8 @@ def in_finetune_environment(module: str, target: Path, *packages: Path) -> None:
     path, python = ":".join(map(str, (ROOT, *packages))), environments.python("finetune")
     if not python.exists():
         raise environments.EnvironmentFailed(
-            f"{python} is not there, and {target} is made by it: `malmm env sync finetune demo` makes it; where the flow "
-            "runs in an image, make the inputs outside it first, with `malmm smoke`"
+            f"{python} does not exist, and makes {target}: run `malmm env sync finetune`; for a flow that runs in an "
+            "image, make its inputs outside first, by `malmm smoke`"
         )
     done = run(
         [str(python), "-m", module, str(target)],

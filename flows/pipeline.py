@@ -25,7 +25,7 @@ from flows.runners import RunnerSettings, StageFailed, runner_of
 from flows.runners.settings import STAGES
 from flows.show import show_lineage, show_report
 from flows.table import counted
-from stages.contract import nothing_to_do
+from stages.contract import StageError, nothing_to_do
 from storage import Artifact, StorageError, Store
 
 Stage = Literal[STAGES]
@@ -33,12 +33,12 @@ Override = Annotated[str, Field(pattern=r"^[^=.\s]+(\.[^=.\s]+)*=")]
 
 
 def run_name() -> str:
-    """The run at hand by its pipeline and its report: "visdial 3f2a9c01". Where the config is wrong, by its file."""
+    """The run at hand by its pipeline and report: "visdial 3f2a9c01". Where config or input is wrong, by its file."""
     asked = runtime.flow_run.parameters
     try:
         settings = load(asked["config"], asked["overrides"])
         return f"{settings.name} {plan(settings)['evaluate'].key[:8]}"
-    except (ConfigError, StorageError, OSError):  # the run says it, as its state
+    except (ConfigError, StageError, StorageError, OSError):  # the run says it, as its state
         return Path(asked["config"]).stem
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.config import STAGES, ConfigError
 from flows.pipeline import pipeline
 from flows.runners import StageFailed
+from stages.contract import BadInput
 from storage import MissingArtifact
 from tests.flows.conftest import ROOT
 
@@ -110,6 +112,15 @@ def test_what_cannot_pass_is_not_tried_again_and_the_cause_is_told(pretend, code
     with pytest.raises(StageFailed, match="picture.jpg is broken") as failed:
         pipeline(str(pretend.config))
     assert failed.value.code == code and pretend.tries("embed_imagebind") == 1 and pretend.tries("finetune") == 0
+
+
+def test_input_that_cannot_be_read_fails_the_run_before_its_first_stage(pretend):
+    (pretend.folder / "val.json").write_text("{bad")
+    with pytest.raises(BadInput, match="val.json is not JSON"):
+        pipeline(str(pretend.config))
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)[0]
+    assert run.state.name == "Failed" and "val.json is not JSON" in run.state.message
 
 
 def test_ctrl_c_ends_the_stage_and_the_next_run_takes_up(pretend):
