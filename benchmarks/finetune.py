@@ -19,6 +19,7 @@ from benchmarks.prompts import dialogues, language_model
 from malmm.model import build_model
 from stages.finetune.config import FinetuneConfig
 from stages.finetune.data import COLUMNS, TrainingData
+from stages.finetune.media import Images
 from stages.finetune.run import model_config
 from stages.finetune.schedule import Schedule
 from stages.finetune.train import train
@@ -33,7 +34,7 @@ def main() -> None:
     config = FinetuneConfig(**yaml.safe_load(DEMO.read_text())["finetune"] | {"llm": llm, "device": "cpu"})
     data = made_up()
     say("model")
-    model = build_model(model_config(config, data), llm, "cpu")
+    model = build_model(model_config(config, *data.widths), llm, "cpu")
     schedule = Schedule(
         data.lengths, config.batch, config.accumulate, config.epochs, WARM_UP + STEPS, config.lr, 0, config.seed
     )
@@ -78,7 +79,10 @@ def made_up() -> TrainingData:
         {
             "sample": f"train/{image}/{number}",
             "media": str(image),
+            "media_kind": "image",
             "media_path": str(image),
+            "start": None,
+            "end": None,
             "turn": number,
             "caption": caption,
             "history": [{"question": q, "answer": a} for q, a in turns[:number]],
@@ -93,7 +97,7 @@ def made_up() -> TrainingData:
     texts, question = np.unique([row["question"] for row in rows], return_inverse=True)
     torch.manual_seed(0)
     vision, text = (torch.randn(n, 1024).half() for n in (images.max() + 1, len(texts)))
-    return TrainingData(pa.Table.from_pylist(rows, schema=columns), vision, text, images, question)
+    return TrainingData(pa.Table.from_pylist(rows, schema=columns), Images(vision, images), text, question, {})
 
 
 if __name__ == "__main__":
