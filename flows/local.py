@@ -190,6 +190,7 @@ def _deploy() -> None:
 
 def _start(name: str, *arguments: str) -> None:
     """Start `prefect ARGUMENTS` in a session of its own, with its output in .malmm/<name>.log."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's `&` ignores it, and a worker ends by it
     with _file(name).open("a+") as file, (STATE / f"{name}.log").open("a") as log:
         fcntl.flock(file, fcntl.LOCK_EX)
         process = subprocess.Popen(
