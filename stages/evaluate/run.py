@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import transformers
 
 from malmm.model import build_model
-from stages.contract import BadInput, Job
+from stages.contract import BadInput, Job, TryAgain
 from stages.evaluate.bootstrap import Score
 from stages.evaluate.checkpoint import Checkpoint, check_encoder, provenance
 from stages.evaluate.controls import frequency_scores, majority_answer, majority_classes
@@ -113,8 +113,11 @@ def _allow(job: Job, failed: int, total: int, how: str, notes: list[str], before
 
 
 def _first_failure(job: Job) -> str:
+    """The first failed item and its cause. Raises TryAgain when none failed, and answers are missing all the same."""
     failed = job.ledger.table().filter(pc.field("status") == "failed").slice(0, 1).to_pylist()
-    return "; ".join(f"{row['id']}: {row['message']}" for row in failed)
+    if not failed:
+        raise TryAgain("answers that were saved are gone: another run makes the same report; let one run at a time")
+    return f"{failed[0]['id']}: {failed[0]['message']}"
 
 
 def _predict_all(

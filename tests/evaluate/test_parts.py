@@ -5,12 +5,15 @@ import signal
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from demo.tiny_language_model import write_tiny_llm
+from stages.contract import TryAgain
 from stages.evaluate import predict
-from storage import Store
+from stages.evaluate.run import _first_failure
+from storage import Ledger, Store
 from tests.evaluate.pipeline import Inputs, rows, start
 
 
@@ -81,3 +84,12 @@ def test_when_all_is_answered_no_model_is_built(tmp_path, tiny_llm):
     assert not (inputs.store / "artifacts/report" / folder / "manifest.json").exists()
     last = inputs.evaluate()
     assert last.artifact(inputs.store).manifest["counts"]["done"] == 36 and not last.of("progress")
+
+
+def test_answers_that_another_run_took_away_are_no_failures():
+    job = SimpleNamespace(ledger=Ledger())
+    job.ledger.done("trained/val/1/0")
+    with pytest.raises(TryAgain, match="another run makes the same report"):
+        _first_failure(job)
+    job.ledger.failed("trained/val/1/1", ValueError("too long"))
+    assert _first_failure(job) == "trained/val/1/1: too long"
