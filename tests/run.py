@@ -25,15 +25,16 @@ sys.path.insert(0, str(REPO))
 
 from flows import environments  # noqa: E402
 
-# The slowest first, so that they overlap.
-SUITES: dict[str, tuple[str, ...]] = {
-    "finetune": ("malmm", "finetune"),
-    "orchestrator": ("storage", "flows", "environments", "demo", "containers", "faults", "clusters"),
-    "embed_imagebind": ("embed_imagebind",),
-    "evaluate": ("evaluate",),
-    "extract_frames": ("video", "extract_frames"),
-    "ingest": ("ingest",),
-}
+# Environment and folders, the slowest first, so that they overlap.
+SUITES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("orchestrator", ("flows",)),
+    ("orchestrator", ("faults", "containers", "clusters", "storage", "environments", "demo")),
+    ("finetune", ("malmm", "finetune")),
+    ("evaluate", ("evaluate",)),
+    ("embed_imagebind", ("embed_imagebind",)),
+    ("extract_frames", ("video", "extract_frames")),
+    ("ingest", ("ingest",)),
+)
 SIDE_BY_SIDE = 2
 NOTHING_COLLECTED = 5  # pytest's exit status
 
@@ -49,8 +50,8 @@ class Result:
     counts: Counter[str]
 
 
-def choose(arguments: list[str]) -> tuple[dict[str, list[Path]], list[str]]:
-    """Splits the command line: for each environment the paths to run, and what is left for pytest.
+def choose(arguments: list[str]) -> tuple[list[tuple[str, list[Path]]], list[str]]:
+    """Splits the command line: (environment, paths to run) of each suite, and what is left for pytest.
 
     Paths are those that name something under tests/; without any, every folder that a suite lists.
     """
@@ -58,8 +59,8 @@ def choose(arguments: list[str]) -> tuple[dict[str, list[Path]], list[str]]:
     for argument in arguments:
         path = (REPO / argument.split("::")[0]).resolve()
         (paths if path.is_relative_to(REPO / "tests") and path.exists() else options).append(argument)
-    chosen: dict[str, list[Path]] = {}
-    for environment, folders in SUITES.items():
+    chosen: list[tuple[str, list[Path]]] = []
+    for environment, folders in SUITES:
         here = [REPO / "tests" / folder for folder in folders]
         if paths:
             picked = [
@@ -68,14 +69,14 @@ def choose(arguments: list[str]) -> tuple[dict[str, list[Path]], list[str]]:
         else:
             picked = here
         if picked:
-            chosen[environment] = picked
+            chosen.append((environment, picked))
     return chosen, options
 
 
 def misplaced() -> list[str]:
     """What no environment would run, and what a suite lists that holds no test."""
     tests = REPO / "tests"
-    listed = {folder for folders in SUITES.values() for folder in folders}
+    listed = {folder for _, folders in SUITES for folder in folders}
     present = {path.relative_to(tests).parts[0] for path in tests.rglob("test_*.py")}
     return [f"tests/{name} belongs to no suite of tests/run.py" for name in sorted(present - listed)] + [
         f"tests/{name} holds no tests" for name in sorted(listed - present)
@@ -127,7 +128,7 @@ def main(arguments: list[str]) -> int:
     total: Counter[str] = Counter()
     bad = list(wrong)
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        started = [pool.submit(run, environment, paths, options) for environment, paths in chosen.items()]
+        started = [pool.submit(run, environment, paths, options) for environment, paths in chosen]
         for future in as_completed(started):
             result = future.result()
             print(f"== {result.environment}: {result.seconds:.0f} s\n{result.output.strip()}\n", flush=True)
