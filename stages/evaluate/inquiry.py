@@ -147,9 +147,9 @@ def thumbnails(frames: Artifact, video: str, wanted: Sequence[int]) -> dict[int,
     with frames.open(row["shard"]) as file:
         shard = pq.ParquetFile(file)
         for group in range(row["first_row_group"], row["first_row_group"] + row["row_groups"]):
-            numbers = shard.read_row_group(group, columns=["k"])["k"].to_pylist()
+            numbers = shard.read_row_group(group, columns=["k"], use_threads=False)["k"].to_pylist()
             if set(numbers).intersection(wanted):  # else its pictures need not be read
-                pictures = shard.read_row_group(group, columns=["image"])["image"].to_pylist()
+                pictures = shard.read_row_group(group, columns=["image"], use_threads=False)["image"].to_pylist()
                 found |= {k: image for k, image in zip(numbers, pictures, strict=True) if k in wanted}
     return found
 

@@ -102,7 +102,8 @@ def _write(artifact: Artifact, row: dict[str, Any], folder: Path) -> None:
     with artifact.open(row["shard"]) as file:
         shard = pq.ParquetFile(file)
         for group in range(row["first_row_group"], row["first_row_group"] + row["row_groups"]):
-            table = shard.read_row_group(group, ["video", "k", "image"])
+            # One thread: Arrow's others may still hold the Python file when the program ends, and would abort it.
+            table = shard.read_row_group(group, ["video", "k", "image"], use_threads=False)
             for video, k, image in zip(*(table[name].to_pylist() for name in table.column_names)):
                 if video != row["video"] or k != count:
                     raise BadInput(f"{row['shard']}: row group {group} is not of {row['media_path']}: extract it again")
