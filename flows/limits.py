@@ -7,8 +7,7 @@ from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 
 from flows.runners import RunnerSettings, StageFailed
-
-WRONG_CONFIG = 78
+from stages.errors import WrongConfig
 
 
 @contextlib.contextmanager
@@ -24,7 +23,7 @@ def gpu_places(settings: RunnerSettings, stage: str) -> Iterator[None]:
             except ConcurrencySlotAcquisitionError as error:
                 raise StageFailed(
                     stage,
-                    WRONG_CONFIG,
+                    WrongConfig.exit_code,
                     f"runner.gpu_limit: Prefect has no {needs.gpus} places of {limit} ({error}): `malmm up` makes the "
                     f"limit gpu, `prefect gcl create {limit} --limit N` any other",
                 ) from None

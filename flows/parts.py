@@ -30,11 +30,10 @@ from flows.plan import Step
 from flows.progress import Progress
 from flows.runners import Event, RunnerSettings, StageFailed, ending_stages, runner_of
 from flows.table import counted
-from stages.contract import Part, Request, open_draft
+from stages.contract import Part, Request, TryAgain, WrongConfig, open_draft
 from stages.identity import code_digest
 from storage import Artifact, Store
 
-MAY_PASS_LATER, WRONG_CONFIG = 75, 78
 COUNTED = 1_000_000  # samples; of more, the media of a share of them stand for all
 
 
@@ -81,13 +80,15 @@ def delays(retries: int) -> list[int]:
 def worth_retrying(task: object, task_run: object, state: State) -> bool:
     """Whether a failed stage may pass later: its exit code said so, or something killed it."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, StageFailed) and (error.code == MAY_PASS_LATER or error.code < 0)
+    return isinstance(error, StageFailed) and (error.code == TryAgain.exit_code or error.code < 0)
 
 
 def run_parts(step: Step, parts: int, settings: RunnerSettings, retries: int) -> None:
     """Run all parts of a step. Raises StageFailed when one of them failed in the end."""
     if settings.cluster and not PREFECT_API_URL.value():
-        raise StageFailed(step.stage, WRONG_CONFIG, "runner.cluster: set PREFECT_API_URL to a server that nodes reach")
+        raise StageFailed(
+            step.stage, WrongConfig.exit_code, "runner.cluster: set PREFECT_API_URL to a server that nodes reach"
+        )
     open_draft(step.request, Store(step.request.store), step.kind, step.key)
     side_by_side = in_parts.with_options(
         name=f"{step.stage} in parts", task_runner=task_runner(settings), flow_run_name=f"{step.stage} {step.key[:12]}"
@@ -147,7 +148,7 @@ def in_parts(request: Request, parts: int, settings: RunnerSettings, retries: in
         some = ", ".join(map(str, list(lost)[:5])) + (", ..." if len(lost) > 5 else "")
         said = f"{len(lost)} of {parts} parts were lost ({some}): {next(iter(lost.values()))}"
         get_run_logger().warning("%s", said)
-    raise StageFailed(request.stage, MAY_PASS_LATER, said)
+    raise StageFailed(request.stage, TryAgain.exit_code, said)
 
 
 def outcome(future: PrefectFuture) -> Exception | None:
@@ -173,7 +174,7 @@ def run_part(request: Request, settings: RunnerSettings, wanted: dict[str, str])
     there = versions(stage) if wanted else {}
     if differ := [f"{what} {there[what]}, not {found}" for what, found in wanted.items() if there[what] != found]:
         node = socket.gethostname()
-        raise StageFailed(stage, WRONG_CONFIG, f"node {node} has {'; '.join(differ)}: bring it up to date")
+        raise StageFailed(stage, WrongConfig.exit_code, f"node {node} has {'; '.join(differ)}: bring it up to date")
     counts: dict[str, int] = {}
     with Progress(stage, f"{stage}-part-{part.number}") as progress:
 

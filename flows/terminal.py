@@ -3,14 +3,13 @@
 import sys
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from tqdm import tqdm
 
+from flows.runners.output import Event
 from flows.table import counted
 from storage import Artifact
-
-Event = dict[str, Any]
 
 
 class Terminal:

@@ -65,18 +65,20 @@ class StageConfig(BaseModel):
         left_out = {name for name in type(self).model_fields if self.in_key(name) != "yes"}
         return self.model_dump(mode="json", exclude=left_out)
 
-    def source_paths(self) -> dict[str, tuple[Path, bool]]:
-        """Outside files and folders that the stage reads: field -> (path, is it a folder).
-
-        A field may hold one path, or a mapping of paths: then each is named "<field>.<name>".
-        """
-        found = {}
+    def paths(self) -> dict[str, Path]:
+        """Every path in the settings, by field; one of a mapping of paths is named "<field>.<name>"."""
+        found: dict[str, Path] = {}
         for name in type(self).model_fields:
-            mark, value = self._mark(name, _Source), getattr(self, name)
-            if mark is not None and value is not None:
-                paths = {f"{name}.{part}": p for part, p in value.items()} if isinstance(value, dict) else {name: value}
-                found |= {named: (path, mark.folder) for named, path in paths.items()}
+            value = getattr(self, name)
+            named = {f"{name}.{part}": one for part, one in value.items()} if isinstance(value, dict) else {name: value}
+            found |= {field: path for field, path in named.items() if isinstance(path, Path)}
         return found
+
+    def source_paths(self) -> dict[str, tuple[Path, bool]]:
+        """Outside files and folders whose bytes enter the key: field, as in `paths` -> (path, is it a folder)."""
+        marks = {name: self._mark(name, _Source) for name in type(self).model_fields}
+        found = ((named, path, marks[named.partition(".")[0]]) for named, path in self.paths().items())
+        return {named: (path, mark.folder) for named, path, mark in found if mark is not None}
 
     def sources(self, digests: Digests) -> dict[str, str]:
         """Digests of all outside bytes that enter the key. A stage with more than path fields extends it.

@@ -31,10 +31,9 @@ from flows.runners.output import LAST, Event, error, event_of, lines, log
 from flows.runners.process import BROKEN, OFFLINE, TIMED_OUT, Deadline, code_of, died
 from flows.runners.reaper import OWNER, lifeline, owner, reap, remove
 from flows.runners.settings import ContainerSettings, Needs
-from stages.contract import Request
+from stages.contract import Request, WrongConfig
 from storage import Store
 
-WRONG_CONFIG = 78
 PATIENCE = 300  # seconds for an answer of the engine: one that builds images answers late
 ORDINARY = "10001:10001"  # the user of the images, for an orchestrator that is root
 CREDENTIALS = ("AWS_", "FSSPEC_")  # variables that a remote store is reached with
@@ -59,7 +58,7 @@ class ContainerRunner:
                 return self._run(client, url, request, on_event)
         except Unfit as unfit:
             on_event(error("Unfit", str(unfit)))
-            return WRONG_CONFIG
+            return WrongConfig.exit_code
         except (DockerException, RequestException, ConnectionError) as failure:
             on_event(error("EngineFailed", f"container engine {url}: {failure}"))
             return TIMED_OUT

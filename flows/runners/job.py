@@ -158,12 +158,10 @@ def volumes_of(request: Request, settings: KubernetesSettings) -> tuple[list[k8s
 
 def paths_of(config: StageConfig) -> Iterator[tuple[str, Path]]:
     """The paths that a stage's config names: (field, path). A field at its default is not the user's word."""
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        if isinstance(value, Path) and not (isinstance(field.default, Path) and value == field.default.absolute()):
-            yield name, value
-        elif isinstance(value, dict):
-            yield from ((f"{name}.{part}", path) for part, path in value.items() if isinstance(path, Path))
+    for field, path in config.paths().items():
+        default = type(config).model_fields[field.partition(".")[0]].default
+        if not (isinstance(default, Path) and path == default.absolute()):
+            yield field, path
 
 
 def _folder_of(field: str, path: Path, settings: KubernetesSettings) -> str:

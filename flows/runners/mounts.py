@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from docker.types import Mount
-from pydantic import BaseModel
+
+from stages.config import StageConfig
 
 WRITTEN = ("log_dir",)  # the fields of a config that name what its stage writes; all other paths it reads
 A_FEW = 100  # entries of a folder that are looked at before its stage starts
@@ -16,15 +17,9 @@ class Unfit(Exception):
     """This machine, as it is, cannot run the container; the message says what to do."""
 
 
-def paths_of(config: BaseModel) -> dict[Path, bool]:
-    """Every path in a config, those in its mappings too, and whether the stage writes there."""
-    found = {}
-    for name in type(config).model_fields:
-        value = getattr(config, name)
-        for path in value.values() if isinstance(value, dict) else (value,):
-            if isinstance(path, Path):
-                found[path] = name in WRITTEN
-    return found
+def paths_of(config: StageConfig) -> dict[Path, bool]:
+    """Every path in a config, and whether the stage writes there."""
+    return {path: field in WRITTEN for field, path in config.paths().items()}
 
 
 def mounts(readable: Iterable[Path], writable: Iterable[Path]) -> list[Mount]:

@@ -18,11 +18,11 @@ from typing import ClassVar
 from flows import environments
 from flows.runners.output import LAST, Event, error, event_of, lines, log
 from flows.runners.settings import Needs
-from stages.contract import Request
+from stages.contract import Request, StageError, TryAgain
 
 ROOT = environments.REPO
-TIMED_OUT = 75  # it may pass later
-BROKEN = 70  # the stage itself broke, as when it ends well without a word
+TIMED_OUT = TryAgain.exit_code
+BROKEN = StageError.exit_code  # the stage itself broke, as when it ends well without a word
 OFFLINE = {  # no stage reaches a model hub: what is not on disk is an error that says so
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
