@@ -26,6 +26,8 @@ from stages.contract import Request
 ProcessRunner().run(Request.model_validate_json(sys.argv[1]), print)
 """
 
+UNTIL_IT_HAS_BEGUN = (0.5, 2.0, 8.0, 32.0)  # seconds: a busy machine is slow to start a program
+
 
 @pytest.fixture
 def program(tmp_path, monkeypatch):
@@ -106,22 +108,29 @@ def test_a_stage_that_hangs_and_does_not_listen_is_killed_after_its_timeout_and_
         print(json.dumps({"event": "log", "message": str(os.getpid())}), flush=True)
         time.sleep(100)
     """)
-    events: list = []
-    assert ProcessRunner(Needs(timeout=0.5), grace_seconds=0.3).run(REQUEST, events.append) == 75
-    assert events[-1]["error"] == "TimedOut" and "0.5 s" in events[-1]["message"]
+    for timeout in UNTIL_IT_HAS_BEGUN:
+        events: list = []
+        assert ProcessRunner(Needs(timeout=timeout), grace_seconds=0.3).run(REQUEST, events.append) == 75
+        assert events[-1]["error"] == "TimedOut" and f"{timeout:g} s" in events[-1]["message"]
+        if len(events) == 2:  # its number, and the error
+            break
     assert _gone(int(events[0]["message"]), seconds=1)
 
 
 def test_a_stage_that_has_ended_keeps_its_number_until_nothing_signals_it_and_its_code_whatever_the_clock(program):
     """Its events may be told long after it ended: a signal then must not reach another process of that number."""
     program("""print(json.dumps({"event": "done", "pid": os.getpid()}))""")
-    states = []
 
     def slow(event):
-        time.sleep(0.8)  # past its timeout too
+        time.sleep(timeout + 0.2)  # past its timeout too
         states.append((event["pid"], Path(f"/proc/{event['pid']}/stat").read_text().rsplit(")", 1)[1].split()[0]))
 
-    assert ProcessRunner(Needs(timeout=0.6)).run(REQUEST, slow) == 0
+    for timeout in UNTIL_IT_HAS_BEGUN:
+        states: list = []
+        code = ProcessRunner(Needs(timeout=timeout)).run(REQUEST, lambda event: slow(event) if "pid" in event else None)
+        if code != 75:
+            break
+    assert code == 0
     ((pid, state),) = states
     assert state == "Z" and not Path(f"/proc/{pid}").exists()
 
