@@ -9,7 +9,7 @@ import contextlib
 import math
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import prefect
 import pyarrow as pa
@@ -30,9 +30,10 @@ from flows.plan import Step
 from flows.progress import Progress
 from flows.runners import Event, RunnerSettings, StageFailed, ending_stages, runner_of
 from flows.table import counted
-from stages.contract import Part, Request, TryAgain, WrongConfig, open_draft
+from stages.contract import Part, Request, TryAgain, WrongConfig
 from stages.identity import code_digest
-from storage import Artifact, Store
+from stages.job import finished
+from storage import Artifact, Draft, StorageError, Store
 
 COUNTED = 1_000_000  # samples; of more, the media of a share of them stand for all
 
@@ -62,9 +63,9 @@ def number_of_items(step: Step) -> int:
         return len(found) * 16**zeros
 
 
-def split(request: Request, parts: int) -> list[Request]:
-    """The requests of the parts."""
-    return [request.model_copy(update={"part": Part(number=n, of=parts)}) for n in range(parts)]
+def split(request: Request, parts: int, numbers: Iterable[int]) -> list[Request]:
+    """The requests of the parts of these numbers."""
+    return [request.model_copy(update={"part": Part(number=number, of=parts)}) for number in numbers]
 
 
 def last(request: Request) -> Request:
@@ -78,8 +79,10 @@ def delays(retries: int) -> list[int]:
 
 
 def worth_retrying(task: object, task_run: object, state: State) -> bool:
-    """Whether a failed stage may pass later: its exit code said so, or something killed it."""
+    """Whether a failed stage may pass later: its exit code said so, or something killed it, or the store is away."""
     error = state.result(raise_on_failure=False)
+    if isinstance(error, StorageError):
+        return error.exit_code == TryAgain.exit_code
     return isinstance(error, StageFailed) and (error.code == TryAgain.exit_code or error.code < 0)
 
 
@@ -89,11 +92,20 @@ def run_parts(step: Step, parts: int, settings: RunnerSettings, retries: int) ->
         raise StageFailed(
             step.stage, WrongConfig.exit_code, "runner.cluster: set PREFECT_API_URL to a server that nodes reach"
         )
-    open_draft(step.request, Store(step.request.store), step.kind, step.key)
+    left = unfinished(step, parts)
+    if not left:
+        return
     side_by_side = in_parts.with_options(
         name=f"{step.stage} in parts", task_runner=task_runner(settings), flow_run_name=f"{step.stage} {step.key[:12]}"
     )
-    side_by_side(step.request, parts, settings, retries)
+    side_by_side(step.request, parts, left, settings, retries)
+
+
+def unfinished(step: Step, parts: int) -> list[int]:
+    """The numbers of the parts that an earlier try did not finish: all, where failed items are wanted again."""
+    partial = Draft(Store(step.request.store), step.kind, step.key).partial
+    done = () if step.request.retry_failed else set(partial.list())
+    return [number for number in range(parts) if finished(Part(number=number, of=parts)) not in done]
 
 
 def task_runner(settings: RunnerSettings) -> TaskRunner:
@@ -126,19 +138,20 @@ def claim(settings: RunnerSettings, stage: str) -> contextlib.AbstractContextMan
 
 
 @flow(persist_result=False)
-def in_parts(request: Request, parts: int, settings: RunnerSettings, retries: int) -> None:
-    """Run all parts of a request; those that are lost with their node are submitted again. Raises StageFailed."""
+def in_parts(request: Request, parts: int, numbers: list[int], settings: RunnerSettings, retries: int) -> None:
+    """Run these parts of a request; those that are lost with their node are submitted again. Raises StageFailed."""
+    stage = request.stage
     run = run_part.with_options(
-        name=request.stage,
-        task_run_name=f"{request.stage} part {{request.part.number}} of {parts}",
-        tags={request.stage, request.label},
+        name=stage,
+        task_run_name=f"{stage} part {{request.part.number}} of {parts}",
+        tags={stage, request.label},
         retries=retries,
         retry_delay_seconds=delays(retries) or None,
     )
-    left, wanted = split(request, parts), versions(request.stage) if settings.cluster else {}
+    left, wanted = split(request, parts, numbers), versions(stage) if settings.cluster else {}
     for delay in (0, *delays(retries)):
         time.sleep(delay)
-        with claim(settings, request.stage):
+        with claim(settings, stage):
             futures = [run.submit(part, settings, wanted) for part in left]
         with ending_stages():
             lost = {part.part.number: error for part, future in zip(left, futures) if (error := outcome(future))}
@@ -148,7 +161,7 @@ def in_parts(request: Request, parts: int, settings: RunnerSettings, retries: in
         some = ", ".join(map(str, list(lost)[:5])) + (", ..." if len(lost) > 5 else "")
         said = f"{len(lost)} of {parts} parts were lost ({some}): {next(iter(lost.values()))}"
         get_run_logger().warning("%s", said)
-    raise StageFailed(request.stage, TryAgain.exit_code, said)
+    raise StageFailed(stage, TryAgain.exit_code, said)
 
 
 def outcome(future: PrefectFuture) -> Exception | None:

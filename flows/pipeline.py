@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from prefect import flow, runtime, task
 from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 from pydantic import Field
 
@@ -22,11 +23,13 @@ from flows.parts import delays, last, number_of_parts, run_parts, worth_retrying
 from flows.plan import Step, chosen, plan
 from flows.progress import Progress
 from flows.runners import RunnerSettings, StageFailed, runner_of
+from flows.runners.mounts import leave_to_owner
 from flows.runners.settings import STAGES
 from flows.show import show_lineage, show_report
 from flows.table import counted
-from stages.contract import StageError, nothing_to_do
+from stages.contract import StageError, making, nothing_to_do, open_draft
 from storage import Artifact, StorageError, Store
+from storage.artifacts import folder_of
 
 Stage = Literal[STAGES]
 Override = Annotated[str, Field(pattern=r"^[^=.\s]+(\.[^=.\s]+)*=")]
@@ -79,6 +82,8 @@ def execute(step: Step, settings: Pipeline, after: Sequence[State]) -> State:
     retries, request = settings.retries, step.request
     if not nothing_to_do(request, Store(request.store), step.kind, step.key):
         parts = number_of_parts(step, settings.runner)
+        if parts > 1 or request.force:
+            step = opened(step)
         if parts > 1:
             run_parts(step, parts, settings.runner, retries)
             step = replace(step, request=last(request))
@@ -92,6 +97,17 @@ def execute(step: Step, settings: Pipeline, after: Sequence[State]) -> State:
     state = run(step, settings.runner, wait_for=list(after), return_state=True)
     state.result(raise_on_failure=True)
     return state
+
+
+def opened(step: Step) -> Step:
+    """A step whose draft is open once for all its tries, so that each takes up what the one before it left."""
+    request, store, folder = step.request, Store(step.request.store), folder_of(step.kind, step.key)
+    if store.exists(folder):
+        with making(store, step.kind, step.key, get_run_logger().info):
+            open_draft(request, store, step.kind, step.key)
+            if store.local is not None:
+                leave_to_owner(store.local / folder)
+    return replace(step, request=request.model_copy(update={"force": False}))
 
 
 @task(persist_result=False, retry_condition_fn=worth_retrying)

@@ -9,28 +9,30 @@ wrong (the BSD sysexits), 70 when the stage itself broke. Nothing else passes be
 import argparse
 import contextlib
 import ctypes
-import hashlib
 import os
 import platform
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from stages.config import How, SourceDir, SourceFile, StageConfig
 from stages.errors import BadInput, StageError, TryAgain, WrongConfig
 from stages.events import Events
 from stages.identity import check_libraries, code_digest, record_of
-from storage import Artifact, Draft, Ledger, StorageError, Store, is_current, is_published, key_of
-from storage.artifacts import LEDGER_FILE
+from stages.job import FORCED, Job, Part, Request
+from storage import Artifact, Draft, StorageError, Store, is_current, is_published, key_of
+from storage.artifacts import folder_of
 from storage.digests import Digests
+from storage.locks import alone
 
 FAILURE = "failure.json"  # beside a draft: why the last try ended
+GRACE = 15  # seconds that a stage whose parent died has to put its ledger down
 
 __all__ = [
     "BadInput",
@@ -48,125 +50,12 @@ __all__ = [
 ]
 
 
-class Part(BaseModel):
-    """A share of a stage's work, number `number` (from 0) of `of`. What falls to it follows from names alone, so parts
-    of one artifact need not know of each other, and may come in any number, more than once, or not at all."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    number: int = Field(ge=0)
-    of: int = Field(ge=1)
-
-    @model_validator(mode="after")
-    def _one_of_them(self) -> "Part":
-        if self.number >= self.of:
-            raise ValueError(f"there is no part {self.number} of {self.of}: they are counted from 0")
-        return self
-
-    def has(self, name: str) -> bool:
-        """Whether the item, or shard, or batch, of this name falls to it: by SHA-256, evenly."""
-        return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % self.of == self.number
-
-
-class Request(BaseModel):
-    """One run of one stage. `inputs`: kind -> key. `only`: work on these items alone (and so under another key).
-
-    `sources`: digests of outside bytes where the caller has them already; else the stage hashes them.
-    `force`: make the artifact again from nothing. `retry_failed`: try the items again that failed before.
-    `part`: do a share of the work and leave it beside the draft, publishing nothing: the run without a part, which
-    comes last, takes up what parts have finished, does what is left, and publishes.
-    `label`: the pipeline's name, kept in the manifest for people.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    stage: str
-    config: dict[str, Any]
-    inputs: dict[str, str] = {}
-    store: str
-    sources: dict[str, str] | None = None
-    only: tuple[str, ...] = ()
-    force: bool = False
-    retry_failed: bool = False
-    part: Part | None = None
-    label: str = ""
-
-
-class Job:
-    """What a stage's `run` works with: its config, inputs, draft, ledger, and the way to say how it goes."""
-
-    def __init__(
-        self,
-        request: Request,
-        config: StageConfig,
-        store: Store,
-        key: str,
-        sources: dict[str, str],
-        events: Events,
-        leads: bool = True,
-    ):
-        self.request, self.config, self.store, self.key = request, config, store, key
-        self.leads = leads  # whether this process speaks and publishes
-        self.sources = sources  # digests of the config's outside bytes
-        kinds = [kind for kind in (*config.INPUTS, *config.OPTIONAL) if kind in request.inputs]
-        self.inputs = {kind: Artifact(store, kind, request.inputs[kind]) for kind in kinds}
-        self.draft = Draft(store, config.KIND, key)
-        partial = self.draft.partial
-        names = filter(is_ledger, partial.list()) if leads else ()  # the leader may be discarding them
-        self.ledger = Ledger(*map(partial.read_table, names))
-        # Items not to be tried again, and what went wrong with them. For stages whose failures cost much (a video that
-        # hangs costs its whole time limit); the others try everything again.
-        self.failed_before = {} if request.retry_failed else self.ledger.failed_before
-        self.only = frozenset(request.only)
-        self.about: dict[str, Any] = {}  # what else the manifest shall say
-        self.progress, self.metric, self.log = events.progress, events.metric, events.log
-        self._events = events
-
-    @property
-    def device(self) -> str:
-        """ "cpu" or "cuda": the config's `device`, with "auto" resolved."""
-        wanted = getattr(self.config, "device", "cpu")
-        if wanted != "auto":
-            return wanted
-        import torch
-
-        return "cuda" if torch.cuda.is_available() else "cpu"
-
-    @property
-    def whole(self) -> bool:
-        """Whether this run publishes: it is not one of several parts."""
-        return self.request.part is None
-
-    def mine(self, name: str) -> bool:
-        """Whether the item, or shard, or batch, of this name is this run's to do."""
-        return self.whole or self.request.part.has(name)
-
-    def own_file(self, stem: str) -> str:
-        """The name of a table beside the draft of which each part has its own: plan.parquet, plan-0-of-4.parquet."""
-        part = self.request.part
-        return f"{stem}.parquet" if part is None else f"{stem}-{part.number}-of-{part.of}.parquet"
-
-    def keep_ledger(self) -> None:
-        """Keep the ledger beside the draft."""
-        self.draft.partial.write_table(self.own_file("ledger"), self.ledger.table())
-
-    def hand_over(self) -> None:
-        """Leave speaking and publishing to a process that is started next: it gets our standard output."""
-        self._events.hand_over()
-        self.leads = False
-
-    def item_failed(self, id: str, error: BaseException, seconds: float | None = None) -> None:
-        """Record a failed item in the ledger and say so; the others go on."""
-        self.ledger.failed(id, error, seconds)
-        self._events.item_failed(id, error)
-
-
 def main(
-    config_class: type[StageConfig], run: Callable[[Job], None], argv: list[str] | None = None, leads: bool = True
+    config_class: type[StageConfig], run: Callable[[Job], None], argv: list[str] | None = None, rank: int | None = None
 ) -> None:
     """The command of a stage: `run REQUEST.json`, or `run -` to read the request from standard input.
 
-    `leads`: where several processes work on one request together, whether it is this one that speaks and publishes.
+    `rank`: where several processes work on one request together, the number of this one; 0 speaks and publishes.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m stages.{config_class.STAGE}",
@@ -178,68 +67,75 @@ def main(
     arguments = parser.parse_args(argv)
     _follow_parent()
     signal.signal(signal.SIGTERM, _interrupt)
-    with _events(leads) as events:
-        sys.exit(_guarded(config_class, run, arguments.request, events, leads))
+    with _events(speaks=not rank) as events:
+        sys.exit(_guarded(config_class, run, arguments.request, events, rank))
 
 
 def _guarded(
-    config_class: type[StageConfig], run: Callable[[Job], None], source: str, events: Events, leads: bool
+    config_class: type[StageConfig], run: Callable[[Job], None], source: str, events: Events, rank: int | None
 ) -> int:
     """Run, and turn whatever happens into one event and one exit code."""
-    job: Job | None = None
     try:
-        request, config = _read(config_class, source)
-        store = Store(request.store)
-        check_libraries(config)
-        sources = config.sources(Digests()) if request.sources is None else request.sources
-        record = record_of(config, request.inputs, sources, request.only)
-        key = key_of(record)
-        if nothing_to_do(request, store, config.KIND, key):
-            events.done(Artifact(store, config.KIND, key), reused=True)
-            return 0
-        if request.part is None and leads:
-            open_draft(request, store, config.KIND, key)
-        elif request.part is not None and is_published(store, config.KIND, key):
-            raise BadInput(
-                f"{config.KIND} {key[:12]} is there, but stale or to be made again, and a part takes nothing away: run "
-                f"{config.STAGE} without a part"
-            )
-        job = Job(request, config, store, key, sources, events, leads)
-        store.delete(f"{job.draft.partial.folder}/{FAILURE}")  # of an earlier try
-        started = time.monotonic()
-        run(job)
-        if not job.leads:
-            return 0
-        if not job.whole:
-            job.keep_ledger()
-            events.part_done(request.part.number, request.part.of, job.ledger.counts())
-            return 0
-        about = job.about | {
-            "stage": config.STAGE,
-            "version": config.VERSION,
-            "record": record,
-            "made_from": {k: {"key": a.key, "content": a.content} for k, a in job.inputs.items()},
-            "label": request.label,
-            "code": code_digest(config),
-            "seconds": round(time.monotonic() - started, 3),
-            "python": platform.python_version(),
-        }
-        events.done(job.draft.publish(job.ledger, about), reused=False)
+        _perform(config_class, run, source, events, rank)
         return 0
     except KeyboardInterrupt:
-        if job is not None:
-            with contextlib.suppress(OSError):
-                job.keep_ledger()
         events.error("Interrupted", "stopped by a signal; what was finished is kept and the next run takes it up")
         return 130
     except Exception as error:  # whatever it is, it must end as one event and one exit code
         code = exit_code_of(error)
         if code == 70:
             traceback.print_exc()
-        if job is not None:
-            _keep_failure(job, error)
         events.error(type(error).__name__, str(error) or repr(error))
         return code
+
+
+def _perform(
+    config_class: type[StageConfig], run: Callable[[Job], None], source: str, events: Events, rank: int | None
+) -> None:
+    """Make what the request asks for, or find it made."""
+    request, config = _read(config_class, source)
+    store, kind = Store(request.store), config.KIND
+    check_libraries(config)
+    sources = config.sources(Digests()) if request.sources is None else request.sources
+    record = record_of(config, request.inputs, sources, request.only)
+    key = key_of(record)
+    with contextlib.ExitStack() as until_published:
+        if request.part is None and rank is None and not nothing_to_do(request, store, kind, key):
+            until_published.enter_context(making(store, kind, key, events.log))
+        if nothing_to_do(request, store, kind, key):
+            events.done(Artifact(store, kind, key), reused=True)
+            return
+        if request.part is None and not rank:
+            open_draft(request, store, kind, key)
+        elif request.part is not None and is_published(store, kind, key):
+            raise BadInput(
+                f"{kind} {key[:12]} is there, but stale or to be made again, and a part takes nothing away: run "
+                f"{config.STAGE} without a part"
+            )
+        job = Job(request, config, store, key, sources, events, leads=not rank)
+        started = time.monotonic()
+        with _keeping_what_is_done(job):
+            run(job)
+            if job.leads and job.whole:
+                about = job.about | {
+                    "stage": config.STAGE,
+                    "version": config.VERSION,
+                    "record": record,
+                    "made_from": {k: {"key": a.key, "content": a.content} for k, a in job.inputs.items()},
+                    "label": request.label,
+                    "code": code_digest(config),
+                    "seconds": round(time.monotonic() - started, 3),
+                    "python": platform.python_version(),
+                }
+                events.done(job.draft.publish(job.ledger, about), reused=False)
+            elif job.leads:
+                job.finish_part()
+
+
+def making(store: Store, kind: str, key: str, log: Callable[[str], None]) -> contextlib.AbstractContextManager[None]:
+    """While the artifact is made: no other run makes it. Where one does, waits until it has ended, and says so."""
+    said = f"another run is making {kind} {key[:12]}: this one waits for it"
+    return alone(store, folder_of(kind, key), lambda: log(said))
 
 
 def nothing_to_do(request: Request, store: Store, kind: str, key: str) -> bool:
@@ -251,24 +147,20 @@ def nothing_to_do(request: Request, store: Store, kind: str, key: str) -> bool:
 
 def open_draft(request: Request, store: Store, kind: str, key: str) -> None:
     """Take away, or open again, what is published and not wanted as it is. Before parts of a stage run, their
-    orchestrator calls it, once; a run without parts does it itself."""
+    orchestrator calls it, once, and before a run that is forced; any other does it itself."""
     draft = Draft(store, kind, key)
     if request.force:
         draft.discard()
+        draft.partial.write_bytes(FORCED, b"")
     elif is_published(store, kind, key):  # then its inputs have changed, or failed items are wanted again
         draft.reopen() if is_current(store, kind, key) else draft.discard()
 
 
-def is_ledger(name: str) -> bool:
-    """Whether a file beside a draft is a ledger: of an earlier try, or of a part."""
-    return name == LEDGER_FILE or (name.startswith("ledger-") and name.endswith(".parquet"))
-
-
 def exit_code_of(error: BaseException) -> int:
     """The exit code of an exception: its own; 65 for what is missing or corrupt; 75 for the machine's troubles."""
-    if isinstance(error, StageError):
+    if isinstance(error, (StageError, StorageError)):
         return error.exit_code
-    if isinstance(error, (StorageError, FileNotFoundError, IsADirectoryError, NotADirectoryError)):
+    if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
         return 65
     if isinstance(error, ValidationError):
         return 78
@@ -300,20 +192,31 @@ def _read(config_class: type[StageConfig], source: str) -> tuple[Request, StageC
         raise WrongConfig(f"{source}: {said}") from None
 
 
-def _keep_failure(job: Job, error: Exception) -> None:
-    """Leave the ledger and the cause beside the draft, for `malmm status` and for counting attempts."""
-    with contextlib.suppress(OSError):  # a store that takes no more bytes must not hide the first cause
-        job.keep_ledger()
-        job.draft.partial.write_json(
-            FAILURE, {"error": type(error).__name__, "message": str(error), "counts": job.ledger.counts()}
-        )
+@contextlib.contextmanager
+def _keeping_what_is_done(job: Job) -> Iterator[None]:
+    """Leave the ledger of a run that ends badly beside the draft, for counting attempts, and the cause, for `status`.
+
+    A store that takes no more bytes must not hide the first cause."""
+    job.draft.partial.delete(FAILURE)  # of an earlier try
+    try:
+        yield
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):
+            job.keep_ledger()
+        raise
+    except Exception as error:
+        why = {"error": type(error).__name__, "message": str(error), "counts": job.ledger.counts()}
+        with contextlib.suppress(OSError):
+            job.keep_ledger()
+            job.draft.partial.write_json(FAILURE, why)
+        raise
 
 
 @contextlib.contextmanager
-def _events(leads: bool) -> Iterator[Events]:
+def _events(speaks: bool) -> Iterator[Events]:
     """Events on the real standard output; what libraries print there goes to standard error instead."""
     sys.stdout.flush()
-    with os.fdopen(os.dup(1) if leads else os.open(os.devnull, os.O_WRONLY), "w", buffering=1) as out:
+    with os.fdopen(os.dup(1) if speaks else os.open(os.devnull, os.O_WRONLY), "w", buffering=1) as out:
         os.dup2(2, 1)
         with contextlib.closing(Events(out)) as events:
             yield events
@@ -321,11 +224,20 @@ def _events(leads: bool) -> Iterator[Events]:
 
 def _follow_parent() -> None:
     """Die with the parent that asked for it: an orphaned stage would write on with nobody watching."""
-    parent = os.environ.get("MALMM_PARENT")
+    parent = int(os.environ.get("MALMM_PARENT", 0))
     if parent and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-        if os.getppid() != int(parent):
+        if os.getppid() != parent:
             sys.exit(TryAgain.exit_code)
+        threading.Thread(target=_end_at_last, args=(parent,), daemon=True).start()
+
+
+def _end_at_last(parent: int) -> None:
+    """End an orphan that is deep in a library's C code, where it does not hear of a signal."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    time.sleep(GRACE)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -7,8 +7,10 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
+from storage.digests import hashed
 from storage.errors import CorruptArtifact, MissingArtifact
 from storage.keys import key_of
 from storage.ledger import Ledger
@@ -56,6 +58,9 @@ class _WritableFolder(_Folder):
 
     def write_table(self, name: str, table: pa.Table) -> None:
         self.store.write_table(f"{self.folder}/{name}", table)
+
+    def delete(self, name: str) -> None:
+        self.store.delete(f"{self.folder}/{name}")
 
     @contextmanager
     def create(self, name: str) -> Iterator[IO[bytes]]:
@@ -117,7 +122,8 @@ class Draft(_WritableFolder):
         """Write ledger.parquet, then manifest.json: from here on the artifact exists."""
         names = [name for name in self.list() if name not in (MANIFEST, LEDGER_FILE, PARTIAL)]
         files = {
-            name: {"bytes": self.store.size(f"{self.folder}/{name}"), "sha256": _digest(self, name)} for name in names
+            name: {"bytes": self.store.size(f"{self.folder}/{name}"), "sha256": digest}
+            for name, digest in hashed(partial(_digest, self), names)
         }
         self.write_table(LEDGER_FILE, ledger.table())
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")

@@ -5,11 +5,13 @@ truth: delete it and everything is hashed again.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +28,14 @@ def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal, read in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hashed(digest: Callable[[PathName], str], names: Iterable[PathName]) -> Iterator[tuple[PathName, str]]:
+    """(name, digest of it), in order, computed in threads: hashlib works, and files are read, without Python's lock."""
+    names = iter(names)
+    with ThreadPoolExecutor(thread_name_prefix="hash") as pool:
+        while some := list(itertools.islice(names, 1000)):
+            yield from zip(some, pool.map(digest, some))
 
 
 class Digests:
@@ -48,21 +58,25 @@ class Digests:
     ) -> dict[PathName, str]:
         """SHA-256 of many files; only those that changed since the last time are read."""
         paths = list(paths)
-        stats = {path: os.stat(path) for path in paths}
         names = {path: os.path.abspath(path) for path in paths}
         known = self._known(sorted(set(names.values())))
         digests: dict[PathName, str] = {}
-        fresh: list[tuple[str, int, int, int, str]] = []
-        for position, path in enumerate(paths):
-            stat, name = stats[path], names[path]
+        changed: dict[PathName, tuple[int, int, int]] = {}
+        for path, name in names.items():
+            stat = os.stat(path)
             identity = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
             remembered = known.get(name)
-            if remembered is None or remembered[:3] != identity:
-                remembered = (*identity, sha256_of(path))
-                fresh.append((name, *remembered))
-            digests[path] = remembered[3]
+            if remembered is not None and remembered[:3] == identity:
+                digests[path] = remembered[3]
+            else:
+                changed[path] = identity
+        if progress is not None:
+            progress(len(digests), len(names))
+        for path, digest in hashed(sha256_of, changed):
+            digests[path] = digest
             if progress is not None:
-                progress(position + 1, len(paths))
+                progress(len(digests), len(names))
+        fresh = [(names[path], *identity, digests[path]) for path, identity in changed.items()]
         if fresh:
             with self._lock, self._db:
                 self._db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", fresh)

@@ -41,9 +41,13 @@ class Ledger:
     def failed(self, id: str, error: BaseException, seconds: float | None = None) -> None:
         self._rows[id] = ("failed", type(error).__name__, str(error), seconds, True)
 
+    def finished(self, id: str) -> bool:
+        """Whether an earlier try, or a part, has done the item."""
+        return self._before.get(id, {}).get("status") in _FINISHED
+
     def kept(self, id: str) -> None:
         """An item that was finished before this run: its row stays as it was; where a kill left none, it is done."""
-        if self._before.get(id, {}).get("status") in _FINISHED:
+        if self.finished(id):
             self.still(id)
         else:
             self.done(id)

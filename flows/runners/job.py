@@ -56,9 +56,7 @@ def job_of(request: Request, settings: KubernetesSettings, needs: Needs, labels:
     if (size := len(request.model_dump_json().encode())) > MOST_BYTES:
         raise WrongConfig(f"the request takes {size} bytes, and a ConfigMap holds {MOST_BYTES}: ask for fewer items")
     volumes, mounts = volumes_of(request, settings)
-    variables = OFFLINE | {"HOME": "/tmp"}
-    if needs.cpus:
-        variables["OMP_NUM_THREADS"] = str(math.ceil(needs.cpus))  # torch would count the node's cores
+    variables = OFFLINE | {"HOME": "/tmp"} | needs.variables()
     name = f"malmm-{request.stage.replace('_', '-')}-{labels['malmm/key'][:8]}-{secrets.token_hex(3)}"
     volumes += [
         k8s.V1Volume(name="request", config_map=k8s.V1ConfigMapVolumeSource(name=name)),

@@ -52,6 +52,14 @@ def prepare_store(folder: Path, uid: int, gid: int) -> None:
             )
 
 
+def leave_to_owner(folder: Path) -> None:
+    """What root made below a folder becomes its owner's, which the container runs as."""
+    if os.geteuid() == 0 and folder.exists():
+        about = folder.stat()
+        for path in folder.rglob("*"):
+            os.chown(path, about.st_uid, about.st_gid)
+
+
 def check_readable(paths: Iterable[Path], uid: int, gid: int) -> None:
     """Raises Unfit naming the first of these files and folders, or of what lies right below, that the user cannot read.
 

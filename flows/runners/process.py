@@ -45,7 +45,7 @@ class ProcessRunner:
         process = subprocess.Popen(
             [str(python), "-m", f"stages.{request.stage}", "run", "-"],
             cwd=ROOT,
-            env=stage_environment(),
+            env=stage_environment() | self.needs.variables(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -1,5 +1,6 @@
 """Settings of the runners: where stages run, and what each may take. None of them enters a key."""
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -17,12 +18,18 @@ class Needs(_Settings):
     timeout: float | None = Field(
         None, gt=0, description="seconds that one try may take; then it is ended, and counts as what may pass later"
     )
-    cpus: float | None = Field(None, gt=0, description="CPUs of its container or pod")
+    cpus: float | None = Field(
+        None, gt=0, description="CPUs of its container or pod; everywhere, its threads and the processes of workers: 0"
+    )
     memory_gib: float | None = Field(None, gt=0, description="GiB of memory of its container or pod")
     gpus: int = Field(0, ge=0, description="GPUs of its container or pod, and places it takes in gpu_limit")
     part_items: int | None = Field(
         None, ge=1, description="items a part; parts run side by side. Without it the stage runs as a whole"
     )
+
+    def variables(self) -> dict[str, str]:
+        """What tells a stage how many of the cores that it sees are its own; torch and others count them all."""
+        return dict.fromkeys(("OMP_NUM_THREADS", "MALMM_CPUS"), str(math.ceil(self.cpus))) if self.cpus else {}
 
 
 class ContainerSettings(_Settings):

@@ -115,7 +115,7 @@ def plan(job: Job, bank: FeatureBank, items: Items, videos: Videos | None) -> li
     What an earlier try, or a part, planned stays as it was; what it did not, as the video was refused then, comes after
     it. --force embeds everything again: of two shards with an item, the bank reads the later."""
     # In this order: a run of the same part beside this one plans an item before the bank has it.
-    lacking = {m: list(found) if job.request.force else bank.missing(m, found) for m, found in items.items()}
+    lacking = {m: list(found) if job.forced else bank.missing(m, found) for m, found in items.items()}
     own, partial = job.own_file("plan"), job.draft.partial
     names = [name for name in partial.list() if name.startswith("plan") and (job.whole or name == own)]
     plans = {name: partial.read_table(name).to_pylist() for name in names}
@@ -180,7 +180,10 @@ class Embedding:
             for id in sorted(self.reused):
                 job.ledger.reused(id)
         lacking = set(planned)
-        if not job.request.force:  # made by an earlier try of this job, or by a part
+        # Less what an earlier try of this job has made, or a part: of that, a forced one believes the ledger alone.
+        if job.forced:
+            lacking = {item for item in planned if not job.ledger.finished(self.ids[item])}
+        else:
             for modality in self.items:
                 mine = [digest for other, digest in planned if other == modality]
                 lacking -= {(modality, d) for d in set(mine).difference(self.bank.missing(modality, mine))}

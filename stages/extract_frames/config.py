@@ -29,7 +29,9 @@ class ExtractConfig(StageConfig):
         "pyav", description="what decodes; all take the same frames, or refuse the video"
     )
     videos: How[Path | None] = Field(None, description="the folder that the samples' media paths lie below")
-    workers: How[int] = Field(0, ge=0, description="videos decoded side by side, a process each; 0: one a core")
+    workers: How[int] = Field(
+        0, ge=0, description="videos decoded side by side, a process each; 0: one a core, or a CPU that its runner allows"
+    )
     time_limit: How[float] = Field(3600, gt=0, description="seconds that one video may take")
     memory_limit: How[int] = Field(
         2048, ge=256, description="MiB that the process of one video may allocate (RLIMIT_DATA: heap and stacks)"

@@ -43,7 +43,8 @@ def each(
 
     `workers`: 0 for one a core; `time_limit`: seconds a task; `memory_limit`: MiB a process.
     """
-    workers = min(workers or len(os.sched_getaffinity(0)), len(tasks))
+    cores = int(os.environ.get("MALMM_CPUS") or len(os.sched_getaffinity(0)))  # a runner may allow fewer than there are
+    workers = min(workers or cores, len(tasks))
     if not workers:
         return
     # Not forkserver: a worker must be the stage's own child, to go with it whatever it hangs in.

@@ -118,7 +118,7 @@ def extract(job: Job, videos: Videos, plan: shards.Shards, finished: set[str]) -
         elif video in failures:
             job.ledger.still(video)
     todo = [video for video in own if video not in finished and video not in failures]
-    if not job.request.force and (found := reuse.take(job, todo, recipe(config))):
+    if not job.forced and (found := reuse.take(job, todo, recipe(config))):
         for video, row in found.items():
             partial.write_json(f"{video}.json", row | {"media_path": videos[video][0]})
             job.ledger.reused(video)

@@ -2,6 +2,6 @@
 
 from stages.contract import main
 from stages.finetune.config import FinetuneConfig
-from stages.finetune.launch import leads, run
+from stages.finetune.launch import rank, run
 
-main(FinetuneConfig, run, leads=leads())
+main(FinetuneConfig, run, rank=rank())

@@ -26,9 +26,9 @@ def is_rank() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def leads() -> bool:
-    """Whether this process speaks and publishes: of those that train together, rank 0."""
-    return not is_rank() or os.environ["RANK"] == "0"
+def rank() -> int | None:
+    """The number of this process among those that train together; None for one that trains alone, or starts them."""
+    return int(os.environ["RANK"]) if is_rank() else None
 
 
 def run(job: Job) -> None:
