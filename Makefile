@@ -36,7 +36,7 @@ images: $(BIN)/uv    ## the stages' container images; ARGS go to `malmm images b
 	@$(BIN)/malmm images build $(ARGS)
 
 clean:               ## removes environments and caches; stores and weights stay
-	rm -rf $(addprefix $(ENVS)/,orchestrator ingest extract_frames embed_imagebind finetune evaluate testing demo .lock)
+	rm -rf $(addprefix $(ENVS)/,orchestrator ingest extract_frames embed_imagebind finetune evaluate testing demo moto .lock)
 	rm -rf .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 

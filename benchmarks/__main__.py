@@ -20,6 +20,7 @@ BENCHMARKS = {
     "finetune": "finetune",
     "memory_bank": "finetune",
     "frames": "extract_frames",
+    "s3": "orchestrator",
     "rerun": "orchestrator",
     "status": "orchestrator",
     "scaling": "orchestrator",

@@ -27,8 +27,9 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 STAGES = ("orchestrator", "ingest", "extract_frames", "embed_imagebind", "finetune", "evaluate")
 # Folders of packages without an interpreter: put on PYTHONPATH beside a stage's own packages.
-TARGETS = ("testing", "demo")
+TARGETS = ("testing", "demo", "moto")
 NAMES = STAGES + TARGETS
+LOCKED = (*STAGES, "testing", "moto")  # the demo's packages need no others
 
 # The wheel of a CUDA build of torch names each of these exactly, so they need no lock of their own; the CPU
 # build has none.
@@ -268,7 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.action == "sync":
             sync(chosen.names or NAMES, force=chosen.force)
         else:
-            lock(chosen.names or (*STAGES, "testing"), upgrade=chosen.upgrade)
+            lock(chosen.names or LOCKED, upgrade=chosen.upgrade)
     except EnvironmentFailed as error:
         print(error, file=sys.stderr)
         return 1

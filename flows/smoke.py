@@ -40,10 +40,13 @@ def smoke(store: str = "smoke-store", overrides: Sequence[Override] = ()) -> dic
     """Run a tiny pipeline twice. Returns the seconds of both and the scores. Raises SmokeFailed.
 
     Args:
-        store: the folder of its store
+        store: the folder of its store, or a URL; then the inputs lie in the folder smoke-store
         overrides: values laid over configs/smoke.yaml, each as field=value: runner.kind=container
     """
-    overrides = [*generate(Path(store)), *overrides]
+    if "://" in store:
+        overrides = [*generate(Path("smoke-store")), f"store={json.dumps(store)}", *overrides]
+    else:
+        overrides = [*generate(Path(store)), *overrides]
     settings = load(CONFIG, overrides)
     started = time.monotonic()
     first = pipeline(str(CONFIG), overrides)

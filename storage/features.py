@@ -16,6 +16,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from storage.errors import CorruptArtifact, MissingEmbedding, StorageError
 from storage.store import Store
 from storage.tables import FEATURE_INDEX
 
+AT_ONCE = 16  # index parts read from another machine at a time
 CHUNK_ROWS = 64  # 128 KiB of float16 at 1024 wide: what a remote reader fetches for one row
 
 
@@ -117,8 +119,10 @@ class FeatureBank:
         """See what other writers have published since."""
         names = self.store.list(f"{self.folder}/index")
         fresh = [name for name in names if name not in self._parts]
-        for name in fresh:
-            self._parts[name] = self.store.read_table(f"{self.folder}/index/{name}")
+        # Elsewhere than on a disk a part costs a journey each, and there may be thousands.
+        with ThreadPoolExecutor(1 if self.store.local else AT_ONCE) as pool:
+            tables = pool.map(self.store.read_table, (f"{self.folder}/index/{name}" for name in fresh))
+            self._parts.update(zip(fresh, tables, strict=True))
         if fresh or not self._indexes:
             parts = [self._parts[name] for name in sorted(self._parts)]
             table = pa.concat_tables(parts) if parts else FEATURE_INDEX.empty_table()

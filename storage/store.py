@@ -4,7 +4,7 @@ from __future__ import annotations  # a method is called `list`
 
 import errno
 import os
-import shutil
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -14,18 +14,25 @@ from typing import IO, TYPE_CHECKING
 
 import fsspec
 
+from storage.errors import StoreRefused
+
 if TYPE_CHECKING:  # Arrow takes a third of a second to import, and `malmm status` reads no table
     import pyarrow as pa
+
+fsspec.register_implementation("s3", "storage.s3.S3", clobber=True)  # a name: nothing is imported for it yet
 
 
 class Store:
     """Bytes under a URL. Names are relative, with "/" between parts.
 
     A write is whole or absent: on a local disk it goes beside and is renamed; object stores put atomically.
+    Raises StoreUnreachable and StoreRefused, where the store is another machine's.
     """
 
     def __init__(self, url: str | Path):
         text = os.fspath(url)
+        if re.match(r"\w+://[^/]*:.*@", text):  # it would be kept in requests, and told in every message
+            raise StoreRefused("the store's URL holds a password: give credentials as docs/storage.md says")
         self.fs, self.root = fsspec.core.url_to_fs(text if "://" in text else os.path.abspath(text))
         self.root = self.root.rstrip("/")
         self.url = self.fs.unstrip_protocol(self.root)
@@ -75,11 +82,10 @@ class Store:
         """A file to write that appears under `name` when the block ends, and not at all when it raises."""
         path = self.path(name)
         if self.local is None:
-            with tempfile.SpooledTemporaryFile(max_size=1 << 26) as beside:
+            with tempfile.NamedTemporaryFile() as beside:
                 yield beside
-                beside.seek(0)
-                with self.fs.open(path, "wb") as file:
-                    shutil.copyfileobj(beside, file, 1 << 20)
+                beside.flush()
+                self.fs.put_file(beside.name, path)  # closing a file of fsspec's would publish half, were it cut short
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)
         beside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
@@ -105,7 +111,9 @@ class Store:
         return [name for name in names if not name.endswith(".tmp")]
 
     def unfinished(self) -> list[str]:
-        """Files that a killed write left beside the name they were to have."""
+        """Files that a killed write left beside the name they were to have; only a disk has such."""
+        if self.local is None:
+            return []
         return [name[len(self.root) + 1 :] for name in sorted(self.fs.find(self.root)) if name.endswith(".tmp")]
 
     def size(self, name: str) -> int:

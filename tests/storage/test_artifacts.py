@@ -2,16 +2,11 @@
 
 import pytest
 
-from storage import CorruptArtifact, Draft, Ledger, MissingArtifact, Store, find, is_published, published
+from storage import CorruptArtifact, Draft, Ledger, MissingArtifact, find, is_published, published
 from storage.artifacts import Artifact
 from storage.tables import LEDGER
 
 KEY = "ab" * 32
-
-
-@pytest.fixture(params=["disk", "memory"])
-def store(request, tmp_path):
-    return Store(tmp_path / "store" if request.param == "disk" else f"memory://{tmp_path.name}")
 
 
 def test_nothing_is_seen_before_publish_and_all_of_it_after(store):
@@ -38,6 +33,28 @@ def test_a_write_that_raises_leaves_no_file(store):
         file.write(b"half")
         raise RuntimeError
     assert draft.list() == []
+
+
+def test_a_reopened_artifact_is_a_draft_with_its_files_and_a_discarded_one_is_gone(store):
+    draft, ledger = Draft(store, "report", KEY), Ledger()
+    ledger.done("one")
+    draft.write_bytes("a.bin", b"one")
+    draft.publish(ledger, {})
+    draft.reopen()
+    assert not is_published(store, "report", KEY) and draft.read_bytes("a.bin") == b"one"
+    assert draft.partial.read_table("ledger.parquet")["id"].to_pylist() == ["one"]
+    assert draft.publish(Ledger(), {}).read_bytes("a.bin") == b"one"
+    draft.discard()
+    assert not is_published(store, "report", KEY) and draft.list() == [] and store.list("artifacts/report") == []
+
+
+def test_sizes_are_those_of_a_file_and_of_all_below_a_folder(store):
+    store.write_bytes("a/one", b"1")
+    store.write_bytes("a/b/two", b"22")
+    assert (store.size("a/one"), store.size("a"), store.list("a"), store.list("none")) == (1, 3, ["b", "one"], [])
+    store.delete("a/b")
+    store.delete("a/b")
+    assert store.list("a") == ["one"] and not store.exists("a/b/two") and store.unfinished() == []
 
 
 def test_changed_bytes_are_found(store):

@@ -21,11 +21,6 @@ def rows_of(items: list[int], dim: int = 8, dtype: type = np.float16) -> np.ndar
     return np.stack([np.random.default_rng(i).standard_normal(dim) for i in items]).astype(dtype)
 
 
-@pytest.fixture(params=["disk", "memory"])
-def store(request, tmp_path):
-    return Store(tmp_path / "store" if request.param == "disk" else f"memory://{tmp_path.name}")
-
-
 @settings(max_examples=25, deadline=None)
 @given(sizes=st.lists(st.integers(1, 150), min_size=1, max_size=4), data=st.data())
 def test_gather_returns_each_item_in_the_order_asked(sizes, data):
