@@ -1,8 +1,9 @@
-"""The images of envs/<stage>/Dockerfile, built by podman, docker or buildah.
+"""The images of envs/<stage>/Dockerfile, built by docker, podman or buildah.
 
 malmm images build [STAGE ...] [--base IMAGE] [--engine docker]
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -11,23 +12,37 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from docker import DockerClient
+from docker.errors import DockerException
+
 from flows.environments import REPO, EnvironmentFailed, find_links
+from flows.runners import container
+from flows.runners.mounts import Unfit
 
 ENGINES = ("podman", "docker", "buildah")
 
 
 def build(stages: Iterable[str], base: str | None, engine: str | None, log: Callable[[str], None]) -> None:
     """Build the images malmm-<stage>, and log their ids. Raises EnvironmentFailed naming what failed."""
-    engine = engine or next(filter(shutil.which, ENGINES), None)
+    engine = engine or usual()
     if engine is None or not shutil.which(engine):
         raise EnvironmentFailed(f"{engine or ' or '.join(ENGINES)} is not installed, and it builds the images")
-    own = ["--layers"] if engine == "buildah" else []  # the others keep layers without being told
+    program, own = [engine], []
+    if engine == "docker":
+        program, own = ["docker", "buildx"], ["--load"]  # `docker build` is another builder, depending on its version
+        if subprocess.run([*program, "version"], capture_output=True, check=False).returncode:
+            raise EnvironmentFailed(
+                "docker builds images with its plugin buildx, which is not installed: install docker-buildx-plugin "
+                "(of Docker's packages) or docker-buildx (of Debian's and Ubuntu's)"
+            )
+    elif engine == "buildah":
+        own = ["--layers"]  # the others keep layers without being told
     for stage in stages:
         started = time.monotonic()
         log(f"image malmm-{stage}: building with {engine}")
         with tempfile.TemporaryDirectory() as folder:
             id_file = Path(folder, "id")
-            arguments = [engine, *command(stage, base, os.environ), *own, "--iidfile", str(id_file), "."]
+            arguments = [*program, *command(stage, base, os.environ), *own, "--iidfile", str(id_file), "."]
             done = subprocess.run(
                 arguments,
                 cwd=REPO,
@@ -43,6 +58,16 @@ def build(stages: Iterable[str], base: str | None, engine: str | None, log: Call
                 raise EnvironmentFailed(f"image malmm-{stage}: `{' '.join(arguments)}` failed:\n{said}")
             made = id_file.read_text().strip()
         log(f"image malmm-{stage}: {made} after {time.monotonic() - started:.0f} s")
+
+
+def usual() -> str | None:
+    """The engine whose images the container runner finds: Docker where it serves, else one that is installed."""
+    with contextlib.suppress(Unfit, DockerException):
+        with contextlib.closing(DockerClient(container.engine(None))) as client:
+            serving = {component["Name"] for component in client.version()["Components"]}
+        if "Podman Engine" not in serving and shutil.which("docker"):  # Podman may serve at Docker's socket
+            return "docker"
+    return next(filter(shutil.which, ENGINES), None)
 
 
 def command(stage: str, base: str | None, variables: Mapping[str, str]) -> list[str]:

@@ -6,7 +6,6 @@ container is removed however this ends: by `run` itself, the process beside it, 
 """
 
 import contextlib
-import math
 import os
 import signal
 import socket as sockets
@@ -37,6 +36,7 @@ from storage import Store
 PATIENCE = 300  # seconds for an answer of the engine: one that builds images answers late
 ORDINARY = "10001:10001"  # the user of the images, for an orchestrator that is root
 CREDENTIALS = ("AWS_", "FSSPEC_")  # variables that a remote store is reached with
+CREDENTIAL_FILES = ("AWS_CA_BUNDLE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")  # those of them that name a file
 TAIL = 1 << 16  # bytes kept of standard error, of which the last lines are told
 
 
@@ -103,15 +103,14 @@ class ContainerRunner:
         store, needs = Store(request.store).local, self.needs
         user = self.settings.user or (f"{os.getuid()}:{os.getgid()}" if os.getuid() else ORDINARY)
         paths = paths_of(STAGES[request.stage].model_validate(request.config))
+        reach = {} if store else {name: value for name, value in os.environ.items() if name.startswith(CREDENTIALS)}
+        paths |= {Path(reach[name]).absolute(): False for name in CREDENTIAL_FILES if name in reach}
         paths = {path: writes for path, writes in paths.items() if path.exists()}
         written = [path for path, writes in paths.items() if writes]
         check_readable(paths, *_numbers(user))
-        variables = OFFLINE | {"HOME": "/tmp"}
-        if threads := math.ceil(needs.cpus) if needs.cpus else os.environ.get("OMP_NUM_THREADS"):
-            variables["OMP_NUM_THREADS"] = str(threads)  # torch would count the machine's cores, not those it is given
-        if store is None:
-            variables |= {name: value for name, value in os.environ.items() if name.startswith(CREDENTIALS)}
-        else:
+        threads = {name: value for name, value in os.environ.items() if name == "OMP_NUM_THREADS"}
+        variables = OFFLINE | {"HOME": "/tmp"} | threads | needs.variables() | reach
+        if store is not None:
             prepare_store(store, *_numbers(user))
             written.append(store)
         memory = int(needs.memory_gib * 2**30) if needs.memory_gib else None

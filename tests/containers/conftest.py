@@ -1,4 +1,4 @@
-"""An engine to test with: DOCKER_HOST's, or Podman serving a socket of its own. Where neither runs, a skip says why."""
+"""An engine to test with: the one that runs here, else Podman serving a socket of its own; else a skip says why."""
 
 import contextlib
 import os
@@ -11,8 +11,9 @@ from pathlib import Path
 import docker
 import pytest
 
-from flows.runners import ROOT
+from flows.runners import ROOT, container
 from flows.runners.container import ContainerRunner
+from flows.runners.mounts import Unfit
 from flows.runners.settings import ContainerSettings, Needs
 from stages.contract import Request
 
@@ -36,7 +37,10 @@ exec(open(request["config"]["annotations"]["train"]).read())
 def engine(tmp_path_factory) -> Iterator[str]:
     """The URL of a container engine's API that works."""
     with contextlib.ExitStack() as stack:
-        url = os.environ.get("DOCKER_HOST") or stack.enter_context(_podman(tmp_path_factory.mktemp("podman")))
+        try:
+            url = container.engine(None)
+        except Unfit:
+            url = stack.enter_context(_podman(tmp_path_factory.mktemp("podman")))
         try:
             client = stack.enter_context(contextlib.closing(docker.DockerClient(base_url=url)))
         except docker.errors.DockerException as error:
@@ -54,13 +58,13 @@ def _podman(folder: Path) -> Iterator[str]:
     try:
         info = subprocess.run(["podman", "info"], capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        pytest.skip("no container engine: neither DOCKER_HOST nor podman")
+        pytest.skip("no container engine: neither a socket of Docker's nor podman")
     if info.returncode:
         pytest.skip(f"podman info failed: {info.stderr[-300:]}")
     command = ["podman", "system", "service", "--time=0", url]
     service = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL)  # conmon leaves files where it starts
     try:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 120
         while not (folder / "podman.sock").exists() and time.monotonic() < until:
             time.sleep(0.05)
         yield url

@@ -7,8 +7,10 @@ import time
 
 import pytest
 
+from flows import images
 from flows.runners import ROOT
 from flows.runners.reaper import owner, reap
+from tests.containers.conftest import STAGE
 
 LOOK_AROUND = """
 import socket
@@ -45,19 +47,24 @@ def test_a_stage_reads_its_inputs_writes_its_store_and_reaches_nothing_else(cont
 
 
 def test_events_come_as_they_happen_and_the_exit_code_is_the_stage_s(containers):
-    arrived = []
+    def hear(event):
+        containers.events.append(event)
+        if event["message"] == "one":
+            (containers.store / "heard").touch()
+
     code = containers.run(
         """
-log(message="one"); time.sleep(0.7); log(message="two")
+log(message="one")
+while not os.path.exists(request["store"] + "/heard"): time.sleep(0.01)
+log(message="two")
 print(json.dumps({"event": "error", "error": "BadInput", "message": "a.json"}))
 print("x" * 3_000_000, file=sys.stderr)
 sys.exit(65)
 """,
-        on_event=lambda event: arrived.append((time.monotonic(), event["message"])),
+        on_event=hear,
+        timeout=120,
     )
-    assert code == 65
-    _, one, two, bad = arrived
-    assert (one[1], two[1], bad[1]) == ("one", "two", "a.json") and two[0] - one[0] > 0.5
+    assert code == 65 and [event["message"] for event in containers.events[1:]] == ["one", "two", "a.json"]
 
 
 def test_more_memory_than_allowed_is_named_with_its_remedy(containers):
@@ -67,9 +74,7 @@ def test_more_memory_than_allowed_is_named_with_its_remedy(containers):
 
 
 def test_a_stage_that_hangs_is_ended_and_may_be_tried_again(containers):
-    started = time.monotonic()
-    assert containers.run("time.sleep(100)", timeout=1) == 75
-    assert time.monotonic() - started < 60
+    assert containers.run("time.sleep(100000)", timeout=1) == 75
     assert containers.events[-1]["error"] == "TimedOut" and not containers.left()
 
 
@@ -98,6 +103,11 @@ def test_an_image_that_is_not_there_is_a_wrong_config_and_is_not_fetched(contain
     assert "no image registry.invalid/none" in containers.said and "malmm images build ingest" in containers.said
 
 
+def test_images_are_built_where_the_runner_finds_them(containers, monkeypatch):
+    monkeypatch.setenv("DOCKER_HOST", containers.url)
+    subprocess.run([images.usual(), "image", "inspect", STAGE], check=True, stdout=subprocess.DEVNULL)
+
+
 def test_an_orchestrator_that_is_killed_leaves_no_container(containers):
     request = containers.request("log(message='ready'); time.sleep(100)")
     program = f"""
@@ -114,7 +124,7 @@ ContainerRunner(settings).run(request, lambda event: print(event, flush=True))
     assert len(containers.left()) == 1
     orchestrator.kill()
     orchestrator.wait()
-    until = time.monotonic() + 15
+    until = time.monotonic() + 120
     while containers.left() and time.monotonic() < until:
         time.sleep(0.1)
     assert not containers.left()

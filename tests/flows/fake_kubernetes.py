@@ -1,6 +1,6 @@
 """A Kubernetes API as small as the runner needs it, on 127.0.0.1, and a cluster behind it whose pods are processes.
 
-What is sent is read by the client's own models, so a Job that is no Job is refused. A pod runs `program` in the place
+What is sent is held to Kubernetes's own schemas, so a Job that is no Job is refused. A pod runs `program` in the place
 of its image, with the arguments and variables that its container is given. Faults are attributes that a test sets.
 """
 
@@ -19,12 +19,12 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
 import yaml
-from kubernetes import client as k8s
+from kubernetes_validate import ValidationError, latest_version, validate
 
 PATH = re.compile(
     r"/(?:api/v1|apis/batch/v1)/namespaces/(?P<ns>[^/]+)/(?P<kind>[a-z]+)(?:/(?P<name>[^/]+))?(?P<log>/log)?$"
 )
-MODELS = {"jobs": "V1Job", "configmaps": "V1ConfigMap"}
+KINDS = {"jobs": "Job", "configmaps": "ConfigMap"}
 LABEL = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
 TERM = re.compile(r"([^\s,=]+)(?:=([^,]*)| in \(([^)]+)\))")  # of a selector
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
@@ -192,10 +192,10 @@ class Handler(BaseHTTPRequestHandler):
                 403, f'{kind} is forbidden: User "u" cannot {verb} resource "{kind}" in the namespace "default"'
             )
         elif verb == "create":
-            if wrong := _wrong(body, MODELS[kind]):
+            if wrong := _wrong(sent := json.loads(body), KINDS[kind]):
                 self._refuse(422, wrong)
             else:
-                self._send(201, cluster.create(kind, json.loads(body)))
+                self._send(201, cluster.create(kind, sent))
         elif verb == "list":
             self._send(200, {"items": [thing for thing in list(found.values()) if _chosen(thing, query)]})
         elif name not in found:
@@ -248,12 +248,14 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def _wrong(text: str, model: str) -> str:
-    """Why a body is refused, by the client's models and the API's rules for names and labels."""
-    sent = json.loads(text)
-    api = k8s.ApiClient(k8s.Configuration())
-    if api.sanitize_for_serialization(api.deserialize(text, model, "application/json")) != sent:
-        return f"not a {model}"
+def _wrong(sent: dict, kind: str) -> str:
+    """Why a body is refused, by the API's schemas and its rules for names and labels."""
+    if sent["kind"] != kind:
+        return f"not a {kind}"
+    try:
+        validate(sent, latest_version(), strict=True)
+    except ValidationError as error:
+        return error.message
     labels = sent["metadata"]["labels"]
     bad = [value for value in labels.values() if len(value) > 63 or not LABEL.fullmatch(value)]
     named = NAME.fullmatch(sent["metadata"]["name"]) and len(sent["metadata"]["name"]) <= 63

@@ -67,9 +67,20 @@ def test_options_hold_the_container_to_its_inputs(tmp_path, monkeypatch):
     assert options["device_requests"][0]["Count"] == 1 and options["environment"]["OMP_NUM_THREADS"] == "2"
     assert not is_gone(options["labels"]["malmm.owner"]) and options["labels"]["malmm.label"] == "visdial"
 
-    remote = runner.options(request.model_copy(update={"store": "memory://bucket"}))
-    assert remote["network_mode"] is None and remote["environment"]["AWS_ACCESS_KEY_ID"] == "key"
-    assert [m["Target"] for m in remote["mounts"]] == [str(tmp_path / "t.json")]
+    reach = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9000", "AWS_REGION": "eu-west-1", "FSSPEC_S3_MAX_CONCURRENCY": "4"}
+    reach["AWS_CA_BUNDLE"] = str(tmp_path / "ca.crt")
+    (tmp_path / "ca.crt").write_text("a certificate")
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in reach.items():
+        monkeypatch.setenv(name, value)
+    remote = runner.options(request.model_copy(update={"store": "s3://bucket/prefix"}))
+    assert remote["network_mode"] is None
+    assert (reach | {"AWS_ACCESS_KEY_ID": "key"}).items() <= remote["environment"].items()
+    assert {m["Target"]: m["ReadOnly"] for m in remote["mounts"]} == {
+        str(tmp_path / "ca.crt"): True,
+        str(tmp_path / "t.json"): True,
+    }
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make folders of other users")
@@ -149,3 +160,14 @@ def test_images_are_built_by_one_command_of_any_engine(tmp_path):
     assert len(images.command("finetune", None, {})) == 5
     with pytest.raises(EnvironmentFailed, match="several folders"):
         images.command("finetune", None, {"PIP_FIND_LINKS": f"{tmp_path} /tmp"})
+
+
+def test_docker_without_buildx_is_named_with_its_remedy(tmp_path, monkeypatch):
+    (tmp_path / "docker").write_text("#!/bin/sh\necho \"docker: 'buildx' is not a docker command.\" >&2; exit 1\n")
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EnvironmentFailed, match=r"buildx, which is not installed: install docker-buildx-plugin"):
+        images.build(["ingest"], None, "docker", print)
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    with pytest.raises(EnvironmentFailed, match="podman or docker or buildah is not installed"):
+        images.build(["ingest"], None, None, print)

@@ -42,8 +42,8 @@ def settings(tmp_path) -> KubernetesSettings:
     return KubernetesSettings(images={"ingest": "registry/malmm-ingest@sha256:0"}, volumes={str(tmp_path): "data"})
 
 
-def runner(settings: KubernetesSettings, **needs: float) -> KubernetesRunner:
-    return KubernetesRunner(settings, Needs(**needs), poll_seconds=0.02, patience=0.3, backoff_seconds=0.001)
+def runner(settings: KubernetesSettings, patience: float = 60, **needs: float) -> KubernetesRunner:
+    return KubernetesRunner(settings, Needs(**needs), poll_seconds=0.02, patience=patience, backoff_seconds=0.001)
 
 
 def test_a_stage_runs_and_its_events_come_in_order(cluster, request_, settings):
@@ -89,23 +89,29 @@ def test_exit_codes_are_those_of_the_stage(cluster, request_, settings, program,
 def test_an_image_that_does_not_exist_is_a_wrong_config_and_its_job_goes(cluster, request_, settings):
     cluster.waiting = {"reason": "ImagePullBackOff", "message": "manifest unknown"}
     events: list = []
-    assert runner(settings).run(request_, events.append) == 78
+    assert runner(settings, patience=0.3).run(request_, events.append) == 78
     assert "registry/malmm-ingest@sha256:0: ImagePullBackOff: manifest unknown" in events[-1]["message"]
     assert not cluster.objects["jobs"] and not cluster.objects["configmaps"]
 
 
 def test_a_pod_without_a_node_waits_and_says_so_once(cluster, request_, settings):
     cluster.program, cluster.unschedulable = DONE, "0/3 nodes are available: 3 Insufficient nvidia.com/gpu"
-    threading.Timer(0.5, setattr, (cluster, "unschedulable", "")).start()
+    found_a_node = threading.Timer(0.5, setattr, (cluster, "unschedulable", ""))
     events: list = []
-    assert runner(settings).run(request_, events.append) == 0
+
+    def hear(event: dict) -> None:
+        if not events:
+            found_a_node.start()
+        events.append(event)
+
+    assert runner(settings).run(request_, hear) == 0
     assert [event["message"] for event in events if event["event"] == "log"] == [
         "FailedScheduling: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu"
     ]
 
 
 def test_a_stage_that_hangs_is_ended_by_its_timeout(cluster, request_, settings):
-    cluster.program = "time.sleep(100)"
+    cluster.program = "time.sleep(600)"
     events: list = []
     assert runner(settings, timeout=0.5).run(request_, events.append) == 75
     assert events[-1]["error"] == "TimedOut"
@@ -113,7 +119,7 @@ def test_a_stage_that_hangs_is_ended_by_its_timeout(cluster, request_, settings)
 
 @pytest.mark.parametrize("how", ["evicted", "deleted"])
 def test_a_pod_that_is_taken_away_may_pass_later(cluster, request_, settings, how):
-    cluster.program = 'print(json.dumps({"event": "log", "message": "begun"}), flush=True); time.sleep(100)'
+    cluster.program = 'print(json.dumps({"event": "log", "message": "begun"}), flush=True); time.sleep(600)'
     events: list = []
 
     def take(event: dict) -> None:
@@ -126,7 +132,7 @@ def test_a_pod_that_is_taken_away_may_pass_later(cluster, request_, settings, ho
 
 
 def test_a_cancelled_run_deletes_its_job(cluster, request_, settings):
-    cluster.program = 'print(json.dumps({"event": "log", "message": "begun"}), flush=True); time.sleep(100)'
+    cluster.program = 'print(json.dumps({"event": "log", "message": "begun"}), flush=True); time.sleep(600)'
 
     def cancel(event: dict) -> None:
         raise KeyboardInterrupt
@@ -138,15 +144,15 @@ def test_a_cancelled_run_deletes_its_job(cluster, request_, settings):
 
 
 def test_a_job_in_another_thread_is_deleted_when_the_flow_is_stopped(cluster, request_, settings):
-    cluster.program = 'print(json.dumps({"event": "log", "message": "begun"}), flush=True); time.sleep(100)'
+    cluster.program = 'print(json.dumps({"event": "log", "message": "begun"}), flush=True); time.sleep(600)'
     begun = threading.Event()
     with ThreadPoolExecutor(1) as threads:
         future = threads.submit(runner(settings).run, request_, lambda event: begun.set())
         with pytest.raises(KeyboardInterrupt), ending_stages():
-            assert begun.wait(20)
+            assert begun.wait(120)
             raise KeyboardInterrupt
         with pytest.raises(KeyboardInterrupt):
-            future.result(timeout=20)
+            future.result(timeout=120)
     with ending_stages():  # stages begin again
         pass
     assert not cluster.objects["jobs"] and not cluster.objects["pods"]
@@ -193,7 +199,7 @@ def test_without_a_cluster_the_config_is_wrong(request_, settings, tmp_path, mon
 
 
 def test_what_a_killed_orchestrator_left_is_gone_before_the_next_try_begins(cluster, request_, settings):
-    cluster.program = "time.sleep(100)"
+    cluster.program = "time.sleep(600)"
     part = request_.model_copy(update={"part": Part(number=1, of=3)})
     labels = {n: labels_of(r) for n, r in (("same", request_), ("part", part))}
     labels["other"] = labels_of(request_.model_copy(update={"only": ("one",)}))
@@ -211,7 +217,7 @@ def test_what_a_killed_orchestrator_left_is_gone_before_the_next_try_begins(clus
 
 
 def test_a_part_runs_beside_other_parts_but_not_beside_a_whole_run(cluster, request_, settings):
-    cluster.program = "time.sleep(100)"
+    cluster.program = "time.sleep(600)"
     api = k8s.BatchV1Api(k8s.ApiClient(k8s.Configuration(host=f"http://127.0.0.1:{cluster.server.server_address[1]}")))
     parts = [request_.model_copy(update={"part": Part(number=n, of=3)}) for n in range(3)]
     left = [job_of(request_, settings, Needs(), labels_of(r)) for r in (request_, parts[1], parts[2])]
@@ -257,6 +263,10 @@ def test_the_job_asks_for_what_the_config_says_and_may_do_little_else(request_, 
         "/tmp": False,
         "/dev/shm": False,
     }
+    remote = job_of(request_.model_copy(update={"store": "s3://bucket/x"}), settings, needs, labels_of(request_))
+    (container,) = remote.spec.template.spec.containers
+    writable = {mount.mount_path for mount in container.volume_mounts if not mount.read_only}
+    assert container.env_from[0].secret_ref.name == "s3" and writable == {"/tmp", "/dev/shm"}
     owned = config_map_of(request_, job.model_copy(update={"metadata": k8s.V1ObjectMeta(name="job", uid="1-2-3")}))
     assert owned.metadata.owner_references[0].uid == "1-2-3"
     assert Request.model_validate_json(owned.data["request.json"]) == request_
@@ -279,7 +289,7 @@ def test_what_a_pod_would_not_find_is_named_before_it_starts(request_, settings,
 
 def test_the_role_of_the_docs_grants_what_it_calls_and_no_more(cluster, request_, settings):
     cluster.program, cluster.waiting = DONE, {"reason": "ErrImagePull", "message": "no"}
-    assert runner(settings).run(request_, lambda event: None) == 78
+    assert runner(settings, patience=0.3).run(request_, lambda event: None) == 78
     cluster.waiting = None
     assert runner(settings).run(request_, lambda event: None) == 0
     role = next(
