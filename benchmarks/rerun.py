@@ -16,7 +16,7 @@ RERUN = "`malmm run`, nothing to do"
 # `malmm run` again and again in one process: the first call starts Prefect's server and is not counted.
 AGAIN = f"""
 import json, pathlib, sys, time
-from flows.cli import run
+from flows.cli.running import run
 seconds = []
 for _ in range({ROUNDS} + 1):
     begin = time.perf_counter()

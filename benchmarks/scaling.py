@@ -44,6 +44,8 @@ from flows.config import load
 from flows.parts import number_of_parts, run_parts
 from flows.plan import plan
 from flows.runners import ProcessRunner
+from stages.contract import open_draft
+from storage import Store
 settings = {{n: load(sys.argv[1], [*sys.argv[2:], f"runner.side_by_side={{n}}"]) for n in (1, 2)}}
 make(plan(settings[1])["ingest"], ProcessRunner())
 step = plan(settings[1], force=["extract_frames"])["extract_frames"]
@@ -51,6 +53,7 @@ seconds = {{1: [], 2: []}}
 for number in range(-1, {ROUNDS}):
     for n in (1, 2) if number % 2 else (2, 1):
         begin = time.perf_counter()
+        open_draft(step.request, Store(step.request.store), step.kind, step.key)
         run_parts(step, number_of_parts(step, settings[n].runner), settings[n].runner, 0)
         if number >= 0:
             seconds[n].append(time.perf_counter() - begin)
@@ -72,7 +75,7 @@ seconds = []
 for number in (1, *{PARTS}):
     side_by_side = parts.in_parts.with_options(task_runner=parts.task_runner(settings))
     begin = time.perf_counter()
-    side_by_side(request, number, settings, 0)
+    side_by_side(request, number, list(range(number)), settings, 0)
     seconds.append(time.perf_counter() - begin)
 print(json.dumps(seconds[1:]))
 """

@@ -7,6 +7,7 @@ Each process holds a lock on its file in .malmm/ for as long as it lives, so no 
 
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import socket
@@ -26,6 +27,12 @@ STATE, SETTINGS, DEPLOYMENTS = Path(".malmm"), Path("prefect.toml"), Path("prefe
 HEARTBEAT_SECONDS, SILENT_SECONDS = 30, 90
 START_SECONDS = 400  # a cold database on a busy machine
 STOP_SECONDS = 45  # a stage is given 15 to end, and its flow reports it
+# Prefect's settings for every server of ours: the one of `malmm up`, and the one beside a run where none is up.
+EVERYWHERE: dict[str, object] = {
+    "server.analytics_enabled": False,
+    "server.database.timeout": 60,
+    "client.max_retries": 10,
+}
 
 
 class LocalFailed(Exception):
@@ -106,29 +113,16 @@ def address() -> str:
 def settings(url: str) -> str:
     """prefect.toml. What stands in the environment goes before it, a user's profile comes after it."""
     home = STATE.absolute()
-    return f"""\
-# Written by `malmm up`, removed by `malmm down`: what every Prefect command in this folder goes by.
-home = "{home}"
-profiles_path = "{home}/profiles.toml"
-
-[api]
-url = "{url}/api"
-
-[client]
-max_retries = 10
-
-[flows]
-heartbeat_frequency = {HEARTBEAT_SECONDS}
-
-[server]
-analytics_enabled = false
-
-[server.database]
-timeout = 60
-
-[worker]
-query_seconds = 2
-"""
+    values = EVERYWHERE | {
+        "home": str(home),
+        "profiles_path": str(home / "profiles.toml"),
+        "api.url": f"{url}/api",
+        "flows.heartbeat_frequency": HEARTBEAT_SECONDS,
+        "worker.query_seconds": 2,
+    }
+    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
+    about = "# Written by `malmm up`, removed by `malmm down`: what every Prefect command in this folder goes by."
+    return "\n".join([about, *lines, ""])
 
 
 def gpus() -> int:

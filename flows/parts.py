@@ -30,9 +30,8 @@ from flows.plan import Step
 from flows.progress import Progress
 from flows.runners import Event, RunnerSettings, StageFailed, ending_stages, runner_of
 from flows.table import counted
-from stages.contract import Part, Request, TryAgain, WrongConfig
+from stages.contract import Part, Request, TryAgain, WrongConfig, finished
 from stages.identity import code_digest
-from stages.job import finished
 from storage import Artifact, Draft, StorageError, Store
 
 COUNTED = 1_000_000  # samples; of more, the media of a share of them stand for all

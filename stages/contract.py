@@ -25,7 +25,7 @@ from stages.config import How, SourceDir, SourceFile, StageConfig
 from stages.errors import BadInput, StageError, TryAgain, WrongConfig
 from stages.events import Events
 from stages.identity import check_libraries, code_digest, record_of
-from stages.job import FORCED, Job, Part, Request
+from stages.job import FORCED, Job, Part, Request, finished
 from storage import Artifact, Draft, StorageError, Store, is_current, is_published, key_of
 from storage.artifacts import folder_of
 from storage.digests import Digests
@@ -46,6 +46,7 @@ __all__ = [
     "StageError",
     "TryAgain",
     "WrongConfig",
+    "finished",
     "main",
 ]
 
@@ -201,12 +202,12 @@ def _keeping_what_is_done(job: Job) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, StorageError):
             job.keep_ledger()
         raise
     except Exception as error:
         why = {"error": type(error).__name__, "message": str(error), "counts": job.ledger.counts()}
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, StorageError):
             job.keep_ledger()
             job.draft.partial.write_json(FAILURE, why)
         raise

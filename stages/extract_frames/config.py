@@ -30,7 +30,9 @@ class ExtractConfig(StageConfig):
     )
     videos: How[Path | None] = Field(None, description="the folder that the samples' media paths lie below")
     workers: How[int] = Field(
-        0, ge=0, description="videos decoded side by side, a process each; 0: one a core, or a CPU that its runner allows"
+        0,
+        ge=0,
+        description="videos decoded side by side, a process each; 0: one a core, or a CPU that its runner allows",
     )
     time_limit: How[float] = Field(3600, gt=0, description="seconds that one video may take")
     memory_limit: How[int] = Field(
