@@ -29,10 +29,10 @@ from flows import environments  # noqa: E402
 SUITES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("orchestrator", ("flows",)),
     ("orchestrator", ("faults", "containers", "clusters", "storage", "environments", "demo")),
-    ("finetune", ("malmm", "finetune")),
     ("evaluate", ("evaluate",)),
-    ("embed_imagebind", ("embed_imagebind",)),
     ("extract_frames", ("video", "extract_frames")),
+    ("embed_imagebind", ("embed_imagebind",)),
+    ("finetune", ("malmm", "finetune")),
     ("ingest", ("ingest",)),
 )
 SIDE_BY_SIDE = 2

@@ -15,7 +15,8 @@ import pytest
 os.environ |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}  # read when Prefect is imported
 
 from prefect.client.orchestration import get_client
-from prefect.testing.utilities import prefect_test_harness
+from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterName
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows import environments
 from flows.by_hand import make
@@ -88,8 +89,8 @@ def films(tmp_path_factory) -> Iterator[Films]:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=400):
+def server(laptop_up) -> Iterator[None]:
+    with temporary_settings({PREFECT_API_URL: laptop_up.api, PREFECT_CLIENT_MAX_RETRIES: 10}):
         yield
 
 
@@ -106,13 +107,14 @@ def nothing_left(films) -> Iterator[None]:
     mine = str(films.folder).encode()
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     stages = [pid for pid in pids if PROGRAM in told(pid, "cmdline") and mine in told(pid, "environ")]
-    wait_for(lambda: not any(told(pid, "cmdline") for pid in stages), 30)
+    wait_for(lambda: not any(told(pid, "cmdline") for pid in stages))
 
 
 def part_runs() -> Counter[str]:
     """The parts' task runs by the name of their state."""
     with get_client(sync_client=True) as client:
-        return Counter(run.state.name for run in client.read_task_runs(limit=200) if " part " in run.name)
+        of_parts = TaskRunFilter(name=TaskRunFilterName(like_=" part "))
+        return Counter(run.state.name for run in client.read_task_runs(task_run_filter=of_parts))
 
 
 def stage_below(pid: int) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from malmm.model import ModelConfig, build_model
 from malmm.prompt import Template
 from malmm.qformer import QFormerConfig
 from stages.contract import main
+from stages.evaluate import predict
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.run import run
 from storage import Draft, Ledger, Store
@@ -179,6 +181,28 @@ class Inputs:
             out.seek(0)
             err.seek(0)
             return Outcome(code, [json.loads(line) for line in out], err.read().decode())
+
+    def saved(self) -> int:
+        """How many files of answers the draft has."""
+        return len(list(self.store.glob("artifacts/report/*/partial/*-*.parquet")))
+
+    def killed_at(self, files: int, **more: Any) -> None:
+        """Run the stage, which saves every batch, to the SIGKILL that it gets as soon as so many files are saved."""
+
+        def prepare() -> None:
+            predict.SAVE_SECONDS = 0
+            write = Store.write_table
+
+            def write_and_look(store: Store, name: str, table: pa.Table) -> None:
+                write(store, name, table)
+                if self.saved() >= files:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            Store.write_table = write_and_look
+
+        with open(os.devnull, "wb") as null:
+            pid = start(self.request(**more), null.fileno(), null.fileno(), prepare)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
 def start(request: dict[str, Any], out: int, err: int, prepare: Callable[[], None] = lambda: None) -> int:

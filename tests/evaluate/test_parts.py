@@ -1,8 +1,6 @@
 """Parts of the work, side by side, killed or run twice: the report has the bytes of one undivided run."""
 
 import os
-import signal
-import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,15 +62,7 @@ def test_a_part_killed_and_one_run_twice_at_once(tmp_path, tiny_llm, undivided):
         begin = partial(start, out=null.fileno(), err=null.fileno(), prepare=save_all)
         twins = [begin(inputs.request(part={"number": 0, "of": 2})) for _ in range(2)]
         assert [os.waitpid(pid, 0)[1] for pid in twins] == [0, 0]
-
-        def saved() -> int:
-            return len(list(inputs.store.glob("artifacts/report/*/partial/*-*.parquet")))
-
-        before, killed = saved(), begin(inputs.request(part={"number": 1, "of": 2}))
-        while saved() < before + 4 and os.waitpid(killed, os.WNOHANG) == (0, 0):
-            time.sleep(0.005)
-        os.kill(killed, signal.SIGKILL)
-        os.waitpid(killed, 0)
+    inputs.killed_at(inputs.saved() + 4, part={"number": 1, "of": 2})
     assert inputs.evaluate(part={"number": 2, "of": 3}).code == 0  # another number of parts
     same(inputs.evaluate().artifact(inputs.store), undivided)
 

@@ -1,18 +1,13 @@
-import os
-import signal
-import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from demo.tiny_language_model import write_tiny_llm
-from stages.evaluate import predict
 from stages.evaluate.controls import permuted
 from stages.evaluate.ranking import place
 from storage import Store
-from tests.evaluate.pipeline import CANDIDATES, Inputs, digest, rows, start
+from tests.evaluate.pipeline import CANDIDATES, Inputs, digest, rows
 from tests.stage_command import run_stage
 
 SYSTEMS = ("trained", "untrained", "permuted", "majority")
@@ -157,15 +152,7 @@ def test_a_killed_run_is_taken_up_where_it_was(tmp_path, tiny_llm):
     one_by_one = {"config": calm.config(batch=1)}
     expected = files_of(calm.evaluate(**one_by_one).artifact(calm.store))
     for at_least in (5, 17, 30):
-        with open(os.devnull, "wb") as null:
-            save_all = partial(setattr, predict, "SAVE_SECONDS", 0)
-            pid = start(killed.request(**one_by_one), null.fileno(), null.fileno(), save_all)
-            wait_until = time.monotonic() + 100
-            while len(list(killed.store.glob("artifacts/report/*/partial/*-*.parquet"))) < at_least:
-                assert time.monotonic() < wait_until
-                time.sleep(0.005)
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        killed.killed_at(at_least, **one_by_one)
     assert not list(killed.store.glob("artifacts/report/*/manifest.json"))
 
     report = killed.evaluate(**one_by_one).artifact(killed.store)

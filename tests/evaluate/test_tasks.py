@@ -1,10 +1,6 @@
 """Each task of videos from end to end, on a tiny model: its metrics, controls, predictions and report."""
 
-import os
-import signal
-import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,13 +14,13 @@ import torch
 from demo.tiny_language_model import write_tiny_llm
 from malmm.frames import evaluation_frames
 from malmm.model import MultimodalModel, build_model
-from stages.evaluate import predict, run
+from stages.evaluate import run
 from stages.evaluate.features import Features, permuted_segments
 from stages.evaluate.items import merge_captions, segment_of
 from stages.evaluate.scoring import Answers
 from stages.evaluate.text_metrics import accuracy
 from storage import Artifact, Store
-from tests.evaluate.pipeline import VIDEO_MODEL, Inputs, digest, start
+from tests.evaluate.pipeline import VIDEO_MODEL, Inputs, digest
 
 CLASSES = ["a blue one", "cereals", "red", "yes"]
 FRAMES = 5
@@ -285,10 +281,6 @@ def test_samples_and_checkpoint_must_be_of_one_kind(tmp_path, tiny_llm):
     assert refused.code == 78 and "evaluate.protocol" in refused.message
 
 
-def _save_always():
-    predict.SAVE_SECONDS = 0.0
-
-
 @pytest.mark.slow
 def test_a_killed_evaluation_of_videos_goes_on_where_it_was(tmp_path, tiny_llm):
     whole = Videos(tmp_path / "whole", tiny_llm, classifications(), classes_json=CLASSES)
@@ -296,13 +288,7 @@ def test_a_killed_evaluation_of_videos_goes_on_where_it_was(tmp_path, tiny_llm):
     config = inputs.config(batch=1, beams=2)
     expected = whole.evaluate(config=config).artifact(whole.store)
     for files in (3, 9):
-        with open(os.devnull, "w") as null:
-            pid = start(inputs.request(config=config), null.fileno(), null.fileno(), partial(_save_always))
-        folder = inputs.store / "artifacts" / "report"
-        while len(list(folder.glob("*/partial/*.parquet"))) < files and os.waitpid(pid, os.WNOHANG) == (0, 0):
-            time.sleep(0.002)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        inputs.killed_at(files, config=config)
     found = inputs.evaluate(config=config).artifact(inputs.store)
     assert sum(row["seconds"] is None for row in found.ledger().to_pylist()) >= 9
     assert {n: f["sha256"] for n, f in found.manifest["files"].items()} == {

@@ -56,7 +56,7 @@ def test_ffmpeg_gives_the_same_bytes(corpus, name):
 def test_ffmpeg_gives_the_same_bytes_of_all_of_the_corpus(corpus):
     for vector in json.loads((corpus / "corpus.json").read_text())["files"]:
         if vector["expected"] == "ok" and vector["file"] not in ("bad_trunc.avi", "long_10min_15fps.mp4"):
-            for half_chroma in (True, False):
+            for half_chroma in (False,) if vector["file"] in SMALL else (False, True):  # those were compared above
                 compare_ffmpeg(corpus / vector["file"], half_chroma)
 
 

@@ -34,9 +34,9 @@ deployments:
 """
 
 
-def wait_for(look: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+def wait_for(look: Callable[[], Any]) -> Any:
     """What `look` finds, as soon as it finds something."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE
     while not (found := look()):
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.1)
@@ -123,20 +123,10 @@ class Laptop:
             return client.read_flow_run(run)
 
 
-@pytest.fixture(scope="session")
-def _laptop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laptop]:
-    laptop = Laptop(tmp_path_factory.mktemp("laptop"))
-    try:
-        laptop.up()
-        yield laptop
-    finally:
-        laptop.malmm("down")
-
-
 @pytest.fixture
-def laptop(_laptop: Laptop) -> Iterator[Laptop]:
-    with temporary_settings({PREFECT_API_URL: _laptop.api, PREFECT_CLIENT_MAX_RETRIES: 10}):
-        yield _laptop
+def laptop(laptop_up: Laptop) -> Iterator[Laptop]:
+    with temporary_settings({PREFECT_API_URL: laptop_up.api, PREFECT_CLIENT_MAX_RETRIES: 10}):
+        yield laptop_up
 
 
 @pytest.fixture

@@ -50,11 +50,11 @@ class Started:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     def outcome(self) -> Outcome:
-        return Outcome(self.process.wait(300), self.events(), self.err.read_text())
+        return Outcome(self.process.wait(800), self.events(), self.err.read_text())
 
 
-def wait_for(what: Callable[[], bool], seconds: float) -> bool:
-    end = time.monotonic() + seconds
+def wait_for(what: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 600
     while not what() and time.monotonic() < end:
         time.sleep(0.02)
     return what()
@@ -93,7 +93,7 @@ def test_any_number_of_processes_on_any_nodes_give_the_same_weights(inputs, tmp_
 
     # Two processes, of which one is killed: the other does not wait for it.
     stage = Started(tmp_path, *STAGE, request_of(inputs, processes=2))
-    assert wait_for(trains(stage), 300), stage.err.read_text()
+    assert wait_for(trains(stage)), stage.err.read_text()
     ranks = stage.ranks()
     os.kill(ranks[1], signal.SIGKILL)
     outcome = stage.outcome()
@@ -102,7 +102,7 @@ def test_any_number_of_processes_on_any_nodes_give_the_same_weights(inputs, tmp_
 
     # One process goes on, and is killed.
     alone = inputs.start(**FIELDS)
-    assert wait_for(trains(alone), 300)
+    assert wait_for(trains(alone))
     alone.kill()
     assert any("taken up at step" in event.get("message", "") for event in alone.events())
 
@@ -132,7 +132,7 @@ def test_what_one_process_cannot_do_is_what_the_stage_says(inputs, tmp_path):
 
 def test_no_process_outlives_the_one_that_started_it(inputs, tmp_path):
     stage = Started(tmp_path, *STAGE, request_of(inputs, processes=2))
-    assert wait_for(lambda: len(stage.ranks()) == 2, 300), stage.err.read_text()
+    assert wait_for(lambda: len(stage.ranks()) == 2), stage.err.read_text()
     ranks = stage.ranks()
     stage.process.kill()
-    assert wait_for(gone(ranks), 60)
+    assert wait_for(gone(ranks))

@@ -85,13 +85,13 @@ def test_reading_ahead_keeps_the_order_and_raises_in_its_turn():
 
 @pytest.mark.slow
 def test_a_killed_run_on_videos_repeats_what_was_lost(videos, tmp_path, tiny_llm):
-    fields = videos.video_config(max_steps=60, checkpoint_every=1)
+    fields = videos.video_config(max_steps=30, checkpoint_every=1)
     undisturbed = Inputs(tmp_path / "whole", tiny_llm)
     undisturbed.videos(video_rows())
     assert undisturbed.keys == videos.keys
     expected = undisturbed.run(**fields).artifact(undisturbed.store)
     choose, resumed = random.Random(3), 0
-    for _ in range(8):
+    for _ in range(4):
         stage = videos.start(**fields)
         steps = choose.randint(1, 5)
         while stage.process.is_alive() and sum(e["event"] == "metric" for e in stage.events()) < steps:
@@ -100,7 +100,7 @@ def test_a_killed_run_on_videos_repeats_what_was_lost(videos, tmp_path, tiny_llm
         stage.kill()
         resumed += any("taken up at step" in event.get("message", "") for event in stage.events())
     found = videos.run(**fields).artifact(videos.store)
-    assert resumed >= 5
+    assert resumed >= 2
     for name in ("model.safetensors", "state.safetensors", "config.json", "curves.parquet"):
         assert found.read_bytes(name) == expected.read_bytes(name), name
 

@@ -62,7 +62,7 @@ def job_of(step: Step, part: Part | None = None) -> Job:
 def test_a_second_run_of_the_same_waits_and_takes_what_the_first_has_made(ingest):
     store, folder = Store(ingest.request.store), folder_of(ingest.kind, ingest.key)
     first = start(ingest)
-    assert first.wait(60) == 0 and json.loads(first.stdout.readlines()[-1])["reused"] is False
+    assert first.wait(600) == 0 and json.loads(first.stdout.readlines()[-1])["reused"] is False
     manifest = store.read_bytes(f"{folder}/{MANIFEST}")
     store.delete(f"{folder}/{MANIFEST}")
     with making(store, ingest.kind, ingest.key, print):
@@ -71,7 +71,7 @@ def test_a_second_run_of_the_same_waits_and_takes_what_the_first_has_made(ingest
         assert said["message"] == f"another run is making samples {ingest.key[:12]}: this one waits for it"
         assert second.poll() is None
         store.write_bytes(f"{folder}/{MANIFEST}", manifest)
-    assert second.wait(60) == 0 and json.loads(second.stdout.readlines()[-1])["reused"] is True
+    assert second.wait(600) == 0 and json.loads(second.stdout.readlines()[-1])["reused"] is True
 
 
 def test_a_run_that_waits_can_be_stopped(ingest):
@@ -79,7 +79,7 @@ def test_a_run_that_waits_can_be_stopped(ingest):
         waiting = start(ingest)
         assert "another run" in waiting.stdout.readline()
         waiting.send_signal(signal.SIGTERM)
-        assert waiting.wait(60) == 130
+        assert waiting.wait(600) == 130
 
 
 def test_a_part_reads_the_ledgers_that_may_hold_its_items_and_no_others(ingest):
@@ -116,7 +116,7 @@ def test_an_orphan_that_hears_no_signal_is_killed():
     orphan = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     while _runs(orphan):
         assert time.monotonic() < end, "the orphan lives on"
         time.sleep(0.05)

@@ -3,20 +3,24 @@
 import hashlib
 import re
 import threading
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterName
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 
 from flows import parts
 from flows.config import load
 from flows.parts import number_of_items, number_of_parts, run_part, run_parts
 from flows.plan import Step, plan
 from flows.runners import RunnerSettings, StageFailed
+from stages.contract import Part, finished
 from storage import Draft, Ledger, Store
 from storage.tables import SAMPLES
+
+pytestmark = pytest.mark.usefixtures("server")
 
 SIDE_BY_SIDE = RunnerSettings(side_by_side=2)
 # A part says what it did; the rest of the pretended stage is left out.
@@ -28,12 +32,6 @@ attempt = len(mine.read_text())
 print(json.dumps({"event": "part_done", "number": request.part.number, "of": request.part.of, "counts": {"done": 3}}))
 sys.exit(0)
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server():
-    with prefect_test_harness(server_startup_timeout=400):
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +82,8 @@ def test_parts_have_names_tags_and_counts_and_those_that_may_pass_are_tried_agai
     run_parts(steps["embed_imagebind"], 4, SIDE_BY_SIDE, retries=1)
     assert attempts(pretend) == {"part-0": 1, "part-1": 2, "part-2": 2, "part-3": 1}
     with get_client(sync_client=True) as client:
-        runs = {run.name: run for run in client.read_task_runs(limit=100)}
+        of_four = TaskRunFilter(name=TaskRunFilterName(like_=" of 4"))
+        runs = {run.name: run for run in client.read_task_runs(task_run_filter=of_four)}
     assert {name: runs[name].state.message for name in sorted(runs)} == {
         f"embed_imagebind part {n} of 4": f"part {n} of 4: 3 done" for n in range(4)
     }
@@ -123,6 +122,21 @@ def test_lost_parts_alone_are_submitted_again_until_retries_run_out(steps, monke
     with pytest.raises(StageFailed, match=re.escape("1 of 3 parts were lost (1): the node is gone")) as failed:
         run_parts(steps["embed_imagebind"], 3, SIDE_BY_SIDE, retries=1)
     assert failed.value.code == 75
+
+
+def test_parts_that_are_finished_are_not_started_again(steps, monkeypatch):
+    flaky, step = Flaky(0), steps["embed_imagebind"]
+    monkeypatch.setattr(parts, "runner_of", lambda settings, stage: flaky)
+    partial = Draft(Store(step.request.store), step.kind, step.key).partial
+    for part in (Part(number=0, of=3), Part(number=2, of=3), Part(number=1, of=4)):
+        partial.write_bytes(finished(part), b"")
+    run_parts(step, 3, SIDE_BY_SIDE, retries=0)
+    assert flaky.seen == [1]
+    run_parts(replace(step, request=step.request.model_copy(update={"retry_failed": True})), 3, SIDE_BY_SIDE, retries=0)
+    assert sorted(flaky.seen[1:]) == [0, 1, 2]
+    partial.write_bytes(finished(Part(number=1, of=3)), b"")
+    run_parts(step, 3, SIDE_BY_SIDE, retries=0)
+    assert len(flaky.seen) == 4
 
 
 def test_a_node_of_another_version_and_a_cluster_without_a_server_are_refused(steps):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -10,42 +11,44 @@ from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.sorting import FlowRunSort
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.config import STAGES, ConfigError
+from flows.parts import delays
 from flows.pipeline import pipeline
 from flows.runners import StageFailed
 from stages.contract import BadInput
 from storage import MissingArtifact
-from tests.flows.conftest import ROOT
+from tests.flows.laptop import Laptop
+from tests.flows.pretend import ROOT
+
+pytestmark = pytest.mark.usefixtures("server")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def server():
-    with prefect_test_harness(server_startup_timeout=400):
-        yield
+@pytest.fixture
+def at_once(monkeypatch):
+    """Retries without the seconds before them."""
+    monkeypatch.setattr("flows.pipeline.delays", lambda retries: [0] * retries)
 
 
-def task_runs() -> dict[str, str]:
-    """Task name -> name of its state, of the newest run of each."""
-    with get_client(sync_client=True) as client:
-        runs = client.read_task_runs(limit=100)
-    newest = sorted((run for run in runs if run.start_time), key=lambda run: run.start_time)
-    return {run.name.split()[0]: run.state.name for run in newest}
+def task_runs(laptop) -> dict[str, str]:
+    """Stage -> name of the state of its task, of the newest flow run."""
+    return {stage: task.state.name for stage, task in laptop.newest()[1].items()}
 
 
-def artifacts() -> set[str]:
-    with get_client(sync_client=True) as client:
-        return {a["key"] for a in client._client.post("/artifacts/filter", json={}).json()}
+def artifacts(laptop) -> set[str]:
+    """The keys of what the newest flow run shows."""
+    run, _ = laptop.newest()
+    of_this_run = {"artifacts": {"flow_run_id": {"any_": [str(run.id)]}}}
+    with laptop.client() as client:
+        return {a["key"] for a in client.request("POST", "/artifacts/filter", json=of_this_run).json()}
 
 
-def test_the_second_run_executes_nothing(pretend):
+def test_the_second_run_executes_nothing(laptop, pretend):
     first = pipeline(str(pretend.config))
-    assert task_runs() == dict.fromkeys(("ingest", "embed_imagebind", "finetune", "evaluate"), "Completed")
-    assert {"pretend-metrics", "pretend-lineage", f"ingest-{first['samples'][:12]}"} <= artifacts()
+    assert task_runs(laptop) == dict.fromkeys(("ingest", "embed_imagebind", "finetune", "evaluate"), "Completed")
+    assert {"pretend-metrics", "pretend-lineage", f"ingest-{first['samples'][:12]}"} <= artifacts(laptop)
     assert pipeline(str(pretend.config)) == first
-    assert task_runs() == {
+    assert task_runs(laptop) == {
         "ingest": "Cached",
         "embed_imagebind": "Cached",
         "finetune": "Cached",
@@ -56,21 +59,39 @@ def test_the_second_run_executes_nothing(pretend):
     assert (pretend.tries("finetune"), pretend.tries("evaluate")) == (1, 2)
 
 
-def test_what_may_pass_later_is_tried_again(pretend):
+def test_what_may_pass_later_is_tried_again(pretend, at_once):
     pretend.behave("ingest", "if attempt == 1: end(75, 'the disk was full')")
     pretend.behave("finetune", "if attempt == 1: os.kill(os.getpid(), 9)")
     pipeline(str(pretend.config))
     assert (pretend.tries("ingest"), pretend.tries("finetune")) == (2, 2)
 
 
-def test_videos_have_one_stage_more_and_a_given_checkpoint_one_less(pretend):
+def test_a_retry_of_what_is_made_again_by_force_takes_up_what_the_try_before_it_left(pretend, at_once):
+    first = pipeline(str(pretend.config))
+    left = pretend.store / "artifacts" / "samples" / first["samples"] / "partial" / "half"
+    pretend.behave(
+        "ingest",
+        f"""
+half = pathlib.Path({str(left)!r})
+if attempt == 2:
+    half.write_text("done")
+    end(75, "the disk was full")
+if not half.exists():
+    end(65, "the half that was done is gone")
+""",
+    )
+    assert pipeline(str(pretend.config), force=["ingest"]) == first
+    assert pretend.tries("ingest") == 3 and not left.exists()
+
+
+def test_videos_have_one_stage_more_and_a_given_checkpoint_one_less(laptop, pretend):
     pretend.over_video()
     first = pipeline(str(pretend.config))
     assert list(first) == ["samples", "frames", "features", "checkpoint", "report"]
-    assert task_runs()["extract_frames"] == "Completed"
+    assert task_runs(laptop)["extract_frames"] == "Completed"
     given = pipeline(str(pretend.config), [f"checkpoint='{first['checkpoint'][:16]}'"])
     assert "checkpoint" not in given and given["report"] == first["report"]
-    assert task_runs()["evaluate"] == "Cached" and pretend.tries("finetune") == 1
+    assert task_runs(laptop)["evaluate"] == "Cached" and pretend.tries("finetune") == 1
 
 
 def test_only_the_stages_named_run(pretend):
@@ -114,45 +135,69 @@ def test_what_cannot_pass_is_not_tried_again_and_the_cause_is_told(pretend, code
     assert failed.value.code == code and pretend.tries("embed_imagebind") == 1 and pretend.tries("finetune") == 0
 
 
-def test_input_that_cannot_be_read_fails_the_run_before_its_first_stage(pretend):
+def test_input_that_cannot_be_read_fails_the_run_before_its_first_stage(laptop, pretend):
     (pretend.folder / "val.json").write_text("{bad")
     with pytest.raises(BadInput, match="val.json is not JSON"):
         pipeline(str(pretend.config))
-    with get_client(sync_client=True) as client:
-        run = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)[0]
+    run, _ = laptop.newest()
     assert run.state.name == "Failed" and "val.json is not JSON" in run.state.message
 
 
-def test_ctrl_c_ends_the_stage_and_the_next_run_takes_up(pretend):
-    pretend.behave("finetune", "(here / 'pid').write_text(str(os.getpid())); time.sleep(600 if attempt == 1 else 0)")
+def test_retries_are_further_and_further_apart():
+    assert delays(4) == [10, 30, 90, 270]
+
+
+def test_ctrl_c_ends_the_stage_and_the_next_run_takes_up(laptop, pretend):
+    """The run that is stopped has a server beside it; the next one finds that of `malmm up`."""
+    home = pretend.folder / "prefect"
+    home.mkdir()
+    with sqlite3.connect(laptop.folder / ".malmm" / "prefect.db") as made, sqlite3.connect(home / "prefect.db") as copy:
+        made.backup(copy)  # Prefect takes ten seconds to make one
+    pretend.behave("finetune", "(here / 'pid').write_text(str(os.getpid())); time.sleep(6000 if attempt == 1 else 0)")
     command = [sys.executable, "-m", "flows", "run", str(pretend.config)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    pid_file = pretend.folder / "envs" / "finetune" / "bin" / "pid"
-    end = time.monotonic() + 600
-    while not (pid_file.exists() and pid_file.read_text()):
-        assert process.poll() is None and time.monotonic() < end, process.stderr.read()
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate(timeout=200)[1]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PREFECT_HOME": str(home)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        pid_file = pretend.folder / "envs" / "finetune" / "bin" / "pid"
+        end = time.monotonic() + 600
+        while not (pid_file.exists() and pid_file.read_text()):
+            assert process.poll() is None and time.monotonic() < end, process.stderr.read()
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=600)[1]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130 and "stopped" in said and "Traceback" not in said, said[-3000:]
     assert not Path(f"/proc/{pid_file.read_text()}").exists()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = malmm("run", str(pretend.config), on=laptop)
     assert "bleu_1" in done.stdout and "report.md" in done.stdout
     assert (pretend.tries("ingest"), pretend.tries("finetune")) == (1, 2)
 
 
 @pytest.mark.slow
-def test_the_smoke_flow(tmp_path, monkeypatch):
+def test_the_smoke_flow(laptop, smoke_store):
     """Real stages on tiny data, the whole DAG twice."""
-    monkeypatch.delenv("MALMM_ENVS", raising=False)
+    done = malmm("smoke", "--store", str(smoke_store), on=laptop)
+    assert done.stderr.count("is there, 0 items executed") == 4
+    assert "mrr" in json.loads(done.stdout)["scores"]
+
+
+def malmm(*arguments: str, on: Laptop) -> subprocess.CompletedProcess:
+    """Run a command to its good end on the server of a laptop."""
     done = subprocess.run(
-        [sys.executable, "-m", "flows", "smoke", "--store", str(tmp_path / "store")],
+        [sys.executable, "-m", "flows", *arguments],
         cwd=ROOT,
+        env=os.environ | {"PREFECT_API_URL": f"{on.url}/api"},
         capture_output=True,
         text=True,
         timeout=850,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout)
-    assert result["seconds"]["second"] < result["seconds"]["first"] / 4 and "mrr" in result["scores"]
+    return done

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from tests.flows.test_local import Folder, free_port
+from flows.pipeline import pipeline
+from storage import Store, published
+from tests.flows.laptop import Laptop, free_port
 
 pytestmark = pytest.mark.slow
 
@@ -75,16 +78,18 @@ def postgres() -> Iterator[Postgres]:
         shutil.rmtree(folder)
 
 
-def test_a_run_is_kept_in_postgres(postgres, tmp_path):
-    folder = Folder(tmp_path)
-    folder.environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = postgres.url
+def test_a_run_is_kept_in_postgres(postgres, tmp_path, monkeypatch):
+    laptop = Laptop(tmp_path)
+    laptop.environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = postgres.url
+    monkeypatch.setenv("MALMM_ENVS", laptop.environment["MALMM_ENVS"])
     try:
-        code, said = folder("flows", "up", f"--port={folder.port}")
+        code, said = laptop("flows", "up", f"--port={laptop.port}")
         assert code == 0, said
-        code, run, tasks = folder.run()
-        assert code == 0 and len(tasks) == 4
+        with temporary_settings({PREFECT_API_URL: f"{laptop.url}/api"}):
+            pipeline(str(laptop.config), stages=["ingest"])
+        run, _ = laptop.newest()
     finally:
-        folder("flows", "down")
+        laptop("flows", "down")
     kept = asyncio.run(ask(postgres.url, f"select state_name from flow_run where id = '{run.id}'"))
-    assert kept == "Completed"
+    assert kept == "Completed" and len(published(Store(laptop.store), "samples")) == 1
     assert not (tmp_path / ".malmm" / "prefect.db").exists()

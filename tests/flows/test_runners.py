@@ -27,6 +27,7 @@ ProcessRunner().run(Request.model_validate_json(sys.argv[1]), print)
 """
 
 UNTIL_IT_HAS_BEGUN = (0.5, 2.0, 8.0, 32.0)  # seconds: a busy machine is slow to start a program
+PATIENCE = 120  # seconds; what should end by being told to would sleep for longer
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_a_line_without_an_end_costs_no_memory_and_is_cut(program):
     assert peak < 4 << 20 and events[0]["message"].endswith("x ... (cut)") and events[1] == {"event": "done"}
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_a_stage_that_talks_before_it_reads_a_large_request_does_not_block(program):
     program("""
         for n in range(20000): print(json.dumps({"event": "log", "message": n}))
@@ -106,7 +107,7 @@ def test_a_stage_that_hangs_and_does_not_listen_is_killed_after_its_timeout_and_
     program("""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         print(json.dumps({"event": "log", "message": str(os.getpid())}), flush=True)
-        time.sleep(100)
+        time.sleep(600)
     """)
     for timeout in UNTIL_IT_HAS_BEGUN:
         events: list = []
@@ -114,7 +115,7 @@ def test_a_stage_that_hangs_and_does_not_listen_is_killed_after_its_timeout_and_
         assert events[-1]["error"] == "TimedOut" and f"{timeout:g} s" in events[-1]["message"]
         if len(events) == 2:  # its number, and the error
             break
-    assert _gone(int(events[0]["message"]), seconds=1)
+    assert _gone(int(events[0]["message"]))
 
 
 def test_a_stage_that_has_ended_keeps_its_number_until_nothing_signals_it_and_its_code_whatever_the_clock(program):
@@ -137,7 +138,7 @@ def test_a_stage_that_has_ended_keeps_its_number_until_nothing_signals_it_and_it
 
 def test_a_stage_that_leaves_children_leaves_none(program, tmp_path):
     program(f"""
-        child = subprocess.Popen(["sleep", "100"])
+        child = subprocess.Popen(["sleep", "600"])
         open({str(tmp_path / "child")!r}, "w").write(str(child.pid))
         print(json.dumps({{"event": "done"}}))
     """)
@@ -148,7 +149,7 @@ def test_a_stage_that_leaves_children_leaves_none(program, tmp_path):
 def test_an_exception_in_the_callback_ends_the_stage(program):
     program("""
         print(json.dumps({"event": "log", "message": str(os.getpid())}), flush=True)
-        time.sleep(100)
+        time.sleep(600)
     """)
     seen = []
 
@@ -223,7 +224,7 @@ def test_a_signal_is_passed_on_and_a_second_one_does_not_wait(program, tmp_path)
         signal.signal(signal.SIGTERM, lambda *_: open({str(tmp_path / "told")!r}, "w").close())
         open({str(tmp_path / "begun.new")!r}, "w").write(str(os.getpid()))
         os.rename({str(tmp_path / "begun.new")!r}, {str(tmp_path / "begun")!r})
-        while True: time.sleep(100)
+        while True: time.sleep(600)
     """)
     parent = subprocess.Popen(
         [sys.executable, "-c", RUN, REQUEST.model_dump_json()],
@@ -237,17 +238,17 @@ def test_a_signal_is_passed_on_and_a_second_one_does_not_wait(program, tmp_path)
         _wait_for((tmp_path / "told").exists)
         assert parent.poll() is None
         parent.send_signal(signal.SIGINT)
-        assert b"KeyboardInterrupt" in parent.communicate(timeout=10)[1]
+        assert b"KeyboardInterrupt" in parent.communicate(timeout=PATIENCE)[1]
     finally:
         parent.kill()
-    assert _gone(int((tmp_path / "begun").read_text()), seconds=1)
+    assert _gone(int((tmp_path / "begun").read_text()))
 
 
 def test_what_stops_a_thread_ends_the_stages_of_those_that_it_waits_for(program):
     """As Ctrl-C while parts run in threads; also a part that a thread begins after that."""
     program("""
         print(json.dumps({"event": "log", "message": str(os.getpid())}), flush=True)
-        time.sleep(100)
+        time.sleep(600)
     """)
     said: list = []
     with ThreadPoolExecutor(2) as threads:
@@ -255,7 +256,7 @@ def test_what_stops_a_thread_ends_the_stages_of_those_that_it_waits_for(program)
         with pytest.raises(KeyboardInterrupt), ending_stages():
             _wait_for(lambda: len(said) == 2)
             raise KeyboardInterrupt
-        assert [future.result(timeout=20) for future in futures] == [-signal.SIGTERM] * 3
+        assert [future.result(timeout=PATIENCE) for future in futures] == [-signal.SIGTERM] * 3
     with ending_stages():  # stages begin again
         pass
     assert all(_gone(int(event["message"])) for event in said if event["event"] == "log")
@@ -273,17 +274,17 @@ def _reads(pid: int, path: Path) -> bool:
         return False
 
 
-def _wait_for(look, seconds: float = 60):
-    end = time.monotonic() + seconds
+def _wait_for(look):
+    end = time.monotonic() + PATIENCE
     while not (found := look()):
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
     return found
 
 
-def _gone(pid: int, seconds: float = 20) -> bool:
-    """Whether a process ends (a zombie has ended) within some seconds."""
-    end = time.monotonic() + seconds
+def _gone(pid: int) -> bool:
+    """Whether a process ends (a zombie has ended) long before it would of itself."""
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]

@@ -46,26 +46,29 @@ def test_a_given_checkpoint_leaves_training_out(pretend):
     assert "finetune" not in given and given["evaluate"].key == steps["evaluate"].key
 
 
-@pytest.mark.parametrize("command", ["ask", "memory"])
-def test_a_question_about_one_video_goes_through_the_same_stages(pretend, command):
+def test_questions_about_one_video_go_through_the_same_stages(pretend):
     video = pretend.over_video()
-    words = ["who is it"] if command == "ask" else ["--question", "who is it"]
-    given = [command, str(video), *words, "--config", str(pretend.config)]
-    refused = malmm(*given)
+    config = ["--config", str(pretend.config)]
+    asking, drawing = (
+        ["ask", str(video), "who is it", *config],
+        ["memory", str(video), "--question", "who is it", *config],
+    )
+    refused = malmm(*asking)
     assert refused.returncode == 65 and "has no checkpoint of pipeline pretend" in refused.stderr
     for step in plan(load(pretend.config)).values():
         make(step, ProcessRunner())
-    done = malmm(*given)
-    assert done.returncode == 0, done.stderr
-    asked = pretend.asked("evaluate")
-    request = json.loads(asked["stdin"])
-    assert asked["argv"] == [f"stages.evaluate.{command}", "-"]
-    assert (request["video"], request["question"]) == ("clip.mp4", "who is it")
-    assert request["checkpoint"] == plan(load(pretend.config))["finetune"].key
-    assert {"samples", "frames", "features", "store", "config", "to"} <= set(request)
-    assert pretend.tries("ingest") == 2 and pretend.tries("finetune") == 1
-    assert f"checkpoint {request['checkpoint'][:12]} of " in done.stderr
-    other = malmm(*given, "--set", "checkpoint=deadbeef00")
+    for given in (asking, drawing):
+        done = malmm(*given)
+        assert done.returncode == 0, done.stderr
+        asked = pretend.asked("evaluate")
+        request = json.loads(asked["stdin"])
+        assert asked["argv"] == [f"stages.evaluate.{given[0]}", "-"]
+        assert (request["video"], request["question"]) == ("clip.mp4", "who is it")
+        assert request["checkpoint"] == plan(load(pretend.config))["finetune"].key
+        assert {"samples", "frames", "features", "store", "config", "to"} <= set(request)
+        assert pretend.tries("ingest") == 2 and pretend.tries("finetune") == 1
+        assert f"checkpoint {request['checkpoint'][:12]} of " in done.stderr
+    other = malmm(*drawing, "--set", "checkpoint=deadbeef00")
     assert other.returncode == 65 and "0 checkpoint artifacts" in other.stderr
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from flows.by_hand import make
 from flows.config import load
-from flows.demo import in_finetune_environment
 from flows.plan import plan
 from flows.runners import ProcessRunner
 from storage import Artifact, Store
@@ -18,7 +17,7 @@ CONFIG = """\
 name: weights
 store: {here}/store
 videos: {videos}
-llm: {here}/llm
+llm: {llm}
 device: cpu
 ingest:
   format: activitynet_qa
@@ -45,12 +44,11 @@ evaluate:
 
 
 @pytest.mark.slow
-def test_a_video_with_its_questions_from_annotations_to_a_report_and_an_answer(shared, tmp_path):
-    in_finetune_environment("demo.tiny_language_model", tmp_path / "llm")
+def test_a_video_with_its_questions_from_annotations_to_a_report_and_an_answer(shared, tmp_path, tiny_llm):
     config = tmp_path / "weights.yaml"
     clip = shared("data/video_qa/v_GGSY1Qvo990.mp4")
     questions = shared("data/video_qa/v_GGSY1Qvo990_activitynet_qa.json")
-    config.write_text(CONFIG.format(here=tmp_path, videos=clip.parent, questions=questions))
+    config.write_text(CONFIG.format(here=tmp_path, llm=tiny_llm, videos=clip.parent, questions=questions))
     steps = plan(load(config))
     for step in steps.values():
         make(step, ProcessRunner())

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from flows.config import load
-from flows.demo import in_finetune_environment
 from flows.plan import plan
 from flows.runners import ProcessRunner
 from storage import Artifact, Store
@@ -14,7 +13,7 @@ CONFIG = """\
 name: six
 store: {here}/store
 images: {images}
-llm: {here}/llm
+llm: {llm}
 device: cpu
 ingest:
   annotations: {{train: {annotations}, val: {annotations}}}
@@ -34,12 +33,12 @@ evaluate:
 
 
 @pytest.mark.slow
-def test_real_dialogues_from_annotations_to_a_report(shared, tmp_path):
-    in_finetune_environment("demo.tiny_language_model", tmp_path / "llm")
+def test_real_dialogues_from_annotations_to_a_report(shared, tmp_path, tiny_llm):
     config = tmp_path / "six.yaml"
     config.write_text(
         CONFIG.format(
             here=tmp_path,
+            llm=tiny_llm,
             images=shared("data/visdial/images"),
             annotations=shared("data/visdial/visdial_with_images.json"),
         )

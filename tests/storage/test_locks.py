@@ -41,7 +41,7 @@ def test_who_waits_is_told_and_a_killed_holder_holds_nothing(tmp_path):
     begun = FORK.Event()
     holder = FORK.Process(target=hold, args=(tmp_path, begun))
     holder.start()
-    assert begun.wait(60)
+    assert begun.wait(600)
     told = []
 
     def waiting():
