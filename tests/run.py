@@ -1,5 +1,4 @@
-"""Runs each folder of tests in the environment of its stage, two environments side by side; `make test` calls
-it.
+"""Runs each folder of tests in the environment of its stage, three at a time; `make test` calls it.
 
     .envs/orchestrator/bin/python tests/run.py [a folder or file under tests/ ...] [options of pytest ...]
 
@@ -35,7 +34,7 @@ SUITES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("finetune", ("malmm", "finetune")),
     ("ingest", ("ingest",)),
 )
-SIDE_BY_SIDE = 2
+SIDE_BY_SIDE = 3  # more than the cores of a small machine: the orchestrator's tests often wait
 NOTHING_COLLECTED = 5  # pytest's exit status
 
 
