@@ -9,7 +9,7 @@ import contextlib
 import math
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import prefect
 import pyarrow as pa
@@ -29,10 +29,12 @@ from flows.limits import gpu_places
 from flows.plan import Step
 from flows.progress import Progress
 from flows.runners import Event, RunnerSettings, StageFailed, ending_stages, runner_of
+from flows.runners.mounts import as_the_owner
 from flows.table import counted
-from stages.contract import Part, Request, TryAgain, WrongConfig, finished
+from stages.contract import Part, Request, TryAgain, WrongConfig, finished, making, open_draft
 from stages.identity import code_digest
 from storage import Artifact, Draft, StorageError, Store
+from storage.artifacts import folder_of
 
 COUNTED = 1_000_000  # samples; of more, the media of a share of them stand for all
 
@@ -83,6 +85,14 @@ def worth_retrying(task: object, task_run: object, state: State) -> bool:
     if isinstance(error, StorageError):
         return error.exit_code == TryAgain.exit_code
     return isinstance(error, StageFailed) and (error.code == TryAgain.exit_code or error.code < 0)
+
+
+def begin_parts(step: Step, log: Callable[[str], None]) -> None:
+    """Take away, or open again, what parts would find published, or was made before a forced run: they take nothing."""
+    request, store, folder = step.request, Store(step.request.store), folder_of(step.kind, step.key)
+    if request.force or store.exists(folder):
+        with as_the_owner(store, folder), making(store, step.kind, step.key, log):
+            open_draft(request, store, step.kind, step.key)
 
 
 def run_parts(step: Step, parts: int, settings: RunnerSettings, retries: int) -> None:

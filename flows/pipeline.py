@@ -19,17 +19,16 @@ from pydantic import Field
 from flows.config import ConfigError, Pipeline, load
 from flows.killed import settle
 from flows.limits import gpu_places
-from flows.parts import delays, last, number_of_parts, run_parts, worth_retrying
+from flows.parts import begin_parts, delays, last, number_of_parts, run_parts, worth_retrying
 from flows.plan import Step, chosen, plan
 from flows.progress import Progress
-from flows.runners import RunnerSettings, StageFailed, runner_of
-from flows.runners.mounts import leave_to_owner
+from flows.runners import Event, RunnerSettings, StageFailed, runner_of
 from flows.runners.settings import STAGES
 from flows.show import show_lineage, show_report
 from flows.table import counted
-from stages.contract import StageError, making, nothing_to_do, open_draft
+from stages.contract import FORCED, StageError, making, nothing_to_do
 from storage import Artifact, StorageError, Store
-from storage.artifacts import folder_of
+from storage.artifacts import PARTIAL, folder_of
 
 Stage = Literal[STAGES]
 Override = Annotated[str, Field(pattern=r"^[^=.\s]+(\.[^=.\s]+)*=")]
@@ -82,9 +81,8 @@ def execute(step: Step, settings: Pipeline, after: Sequence[State]) -> State:
     retries, request = settings.retries, step.request
     if not nothing_to_do(request, Store(request.store), step.kind, step.key):
         parts = number_of_parts(step, settings.runner)
-        if parts > 1 or request.force:
-            step = opened(step)
         if parts > 1:
+            begin_parts(step, get_run_logger().info)
             run_parts(step, parts, settings.runner, retries)
             step = replace(step, request=last(request))
     run = run_stage.with_options(
@@ -99,34 +97,34 @@ def execute(step: Step, settings: Pipeline, after: Sequence[State]) -> State:
     return state
 
 
-def opened(step: Step) -> Step:
-    """A step whose draft is open once for all its tries, so that each takes up what the one before it left."""
-    request, store, folder = step.request, Store(step.request.store), folder_of(step.kind, step.key)
-    if store.exists(folder):
-        with making(store, step.kind, step.key, get_run_logger().info):
-            open_draft(request, store, step.kind, step.key)
-            if store.local is not None:
-                leave_to_owner(store.local / folder)
-    return replace(step, request=request.model_copy(update={"force": False}))
-
-
 @task(persist_result=False, retry_condition_fn=worth_retrying)
 def run_stage(step: Step, settings: RunnerSettings) -> State:
     """Make the artifact of a step, or find it made: then the state is named Cached."""
-    store = Store(step.request.store)
+    store, folder, request = Store(step.request.store), folder_of(step.kind, step.key), step.request
+    if request.force and runtime.task_run.run_count > 1 and store.exists(f"{folder}/{PARTIAL}/{FORCED}"):
+        request = request.model_copy(update={"force": False})  # the try before this one began it: take up what it left
+    counts: dict[str, int] = {}
     with Progress(step.stage, f"{step.stage}-{step.key[:12]}") as progress:
-        if nothing_to_do(step.request, store, step.kind, step.key):
+
+        def on_event(event: Event) -> None:
+            counts.update(event.get("counts", {}))
+            progress.on_event(event)
+
+        if store.exists(f"{folder}.lock"):  # wait here: a stage that waits holds GPUs, and its timeout runs
+            with making(store, step.kind, step.key, progress.say):
+                pass
+        if nothing_to_do(request, store, step.kind, step.key):
             artifact = Artifact(store, step.kind, step.key)
             progress.reused(artifact)
-            return Completed(name="Cached", message=f"{in_words(artifact)}; it was there")
+            return Completed(name="Cached", message=f"{in_words(step, artifact.manifest['counts'])}; it was there")
         with gpu_places(settings, step.stage):
-            code = runner_of(settings, step.stage).run(step.request, progress.on_event)
+            code = runner_of(settings, step.stage).run(request, on_event)
     if code != 0:
         failure = StageFailed(step.stage, code, progress.cause)
         return Failed(message=str(failure), data=failure)
-    return Completed(message=in_words(Artifact(store, step.kind, step.key)))
+    return Completed(message=in_words(step, counts))
 
 
-def in_words(artifact: Artifact) -> str:
+def in_words(step: Step, counts: dict[str, int]) -> str:
     """An artifact in words, with its items."""
-    return f"{artifact.kind} {artifact.key[:12]}: {counted(artifact.manifest['counts'])}"
+    return f"{step.kind} {step.key[:12]}: {counted(counts)}"

@@ -32,9 +32,12 @@ from storage.digests import Digests
 from storage.locks import alone
 
 FAILURE = "failure.json"  # beside a draft: why the last try ended
+# By name, as not every stage has their libraries: a GPU out of memory, an answer of S3 that breaks off.
+PASSING = {"OutOfMemoryError", "ClientPayloadError", "HTTPClientError"}
 GRACE = 15  # seconds that a stage whose parent died has to put its ledger down
 
 __all__ = [
+    "FORCED",
     "BadInput",
     "How",
     "Job",
@@ -165,8 +168,8 @@ def exit_code_of(error: BaseException) -> int:
         return 65
     if isinstance(error, ValidationError):
         return 78
-    # OSError: disk full, store out of reach, too many files; a GPU out of memory is a RuntimeError by name.
-    if isinstance(error, (OSError, MemoryError)) or type(error).__name__ == "OutOfMemoryError":
+    # OSError: disk full, store out of reach, too many files.
+    if isinstance(error, (OSError, MemoryError)) or PASSING & {base.__name__ for base in type(error).__mro__}:
         return 75
     return 70
 

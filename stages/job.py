@@ -120,8 +120,8 @@ class Job:
         return f"{stem}.parquet" if self.whole else f"{stem}-{self.request.part}.parquet"
 
     def keep_ledger(self) -> None:
-        """Keep the ledger beside the draft."""
-        self.draft.partial.write_table(self.own_file("ledger"), self.ledger.table())
+        """Keep the ledger beside the draft; a try that ends early takes nothing from the one before it."""
+        self.draft.partial.write_table(self.own_file("ledger"), self.ledger.table(unreached=True))
 
     def finish_part(self) -> None:
         """Leave the ledger of a part, and that there is nothing left of it, beside the draft."""

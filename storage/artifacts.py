@@ -3,11 +3,9 @@
 from __future__ import annotations  # a method is called `list`
 
 import datetime
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
 from storage.digests import hashed
@@ -94,13 +92,15 @@ class Artifact(_Folder):
 
     def verify(self) -> None:
         """Hash every data file against the manifest. Raises CorruptArtifact naming the first that differs."""
-        for name, recorded in self.manifest["files"].items():
+        recorded = {name: about["sha256"] for name, about in self.manifest["files"].items()}
+        for name in recorded:
             if not self.exists(name):
                 raise CorruptArtifact(f"{self.store.url}/{self.folder}/{name} is gone: run the stage with --force")
-            if (found := _digest(self, name)) != recorded["sha256"]:
+        for name, found in hashed(self.open, recorded):
+            if found != recorded[name]:
                 raise CorruptArtifact(
                     f"{self.store.url}/{self.folder}/{name} has SHA-256 {found}, its manifest "
-                    f"says {recorded['sha256']}: run the stage with --force"
+                    f"says {recorded[name]}: run the stage with --force"
                 )
 
 
@@ -123,7 +123,7 @@ class Draft(_WritableFolder):
         names = [name for name in self.list() if name not in (MANIFEST, LEDGER_FILE, PARTIAL)]
         files = {
             name: {"bytes": self.store.size(f"{self.folder}/{name}"), "sha256": digest}
-            for name, digest in hashed(partial(_digest, self), names)
+            for name, digest in hashed(self.open, names)
         }
         self.write_table(LEDGER_FILE, ledger.table())
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
@@ -198,11 +198,3 @@ def find(store: Store, prefix: str, kind: str | None = None) -> Artifact:
             "`malmm artifacts ls` lists them all"
         )
     return Artifact(store, *found[0])
-
-
-def _digest(folder: _Folder, name: str) -> str:
-    with folder.open(name) as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

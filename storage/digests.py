@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 PathName = TypeVar("PathName", str, Path)
 
@@ -30,12 +30,24 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hashed(digest: Callable[[PathName], str], names: Iterable[PathName]) -> Iterator[tuple[PathName, str]]:
-    """(name, digest of it), in order, computed in threads: hashlib works, and files are read, without Python's lock."""
-    names = iter(names)
-    with ThreadPoolExecutor(thread_name_prefix="hash") as pool:
-        while some := list(itertools.islice(names, 1000)):
-            yield from zip(some, pool.map(digest, some))
+def hashed(opened: Callable[[PathName], IO[bytes]], names: Iterable[PathName]) -> Iterator[tuple[PathName, str]]:
+    """(name, SHA-256 of its bytes), in order, in threads: hashlib works, and files are read, without Python's lock."""
+    names, stopped = iter(names), threading.Event()
+
+    def digest(name: PathName) -> str:
+        found = hashlib.sha256()
+        with opened(name) as file:
+            while (block := file.read(1 << 20)) and not stopped.is_set():
+                found.update(block)
+        return found.hexdigest()
+
+    cores = int(os.environ.get("MALMM_CPUS") or len(os.sched_getaffinity(0)))
+    with ThreadPoolExecutor(cores, "hash") as pool:
+        try:
+            while some := list(itertools.islice(names, 1000)):
+                yield from zip(some, pool.map(digest, some))
+        finally:
+            stopped.set()  # Ctrl-C does not wait for the end of a large file
 
 
 class Digests:
@@ -72,7 +84,7 @@ class Digests:
                 changed[path] = identity
         if progress is not None:
             progress(len(digests), len(names))
-        for path, digest in hashed(sha256_of, changed):
+        for path, digest in hashed(_for_reading, changed):
             digests[path] = digest
             if progress is not None:
                 progress(len(digests), len(names))
@@ -119,6 +131,10 @@ def listing_digest(entries: Iterable[tuple[str, str]]) -> str:
         encoded = name.encode("utf-8", "surrogateescape")
         digest.update(f"{len(encoded)}:".encode() + encoded + f"={value}\n".encode())
     return digest.hexdigest()
+
+
+def _for_reading(path: str | Path) -> IO[bytes]:
+    return open(path, "rb")
 
 
 def _hidden(relative: Path) -> bool:

@@ -65,8 +65,8 @@ class Ledger:
         found = Counter(row[0] for row in self._rows.values())
         return {status: found[status] for status in STATUSES}
 
-    def table(self) -> pa.Table:
-        """The LEDGER table, sorted by id."""
+    def table(self, unreached: bool = False) -> pa.Table:
+        """The LEDGER table, sorted by id. `unreached`: with what earlier tries have of items that this one lacks."""
         import pyarrow as pa
 
         from storage.tables import LEDGER
@@ -76,6 +76,9 @@ class Ledger:
             status, error, message, seconds, tried = self._rows[id]
             attempts = self._attempts.get(id, 0) + tried
             rows.append(dict(id=id, status=status, error=error, message=message, attempts=attempts, seconds=seconds))
+        if unreached:
+            rows += (row for id, row in self._before.items() if id not in self._rows)
+            rows.sort(key=lambda row: row["id"])
         return pa.Table.from_pylist(rows, schema=LEDGER)
 
 

@@ -35,7 +35,9 @@ def alone(store: Store, name: str, waiting: Callable[[], None]) -> Iterator[None
 def _locked(path: Path, waiting: Callable[[], None]) -> int:
     """A descriptor of the file at `path`, locked where its file system knows locks."""
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        with contextlib.suppress(PermissionError):  # another's, who has done the same
+            os.fchmod(file, 0o666)  # who is killed leaves it, and the next may be another user
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,13 +1,15 @@
 """What a stage's container sees of this machine: its store, and the files and folders that its config names."""
 
+import contextlib
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from docker.types import Mount
 
 from stages.config import StageConfig
+from storage import Store
 
 WRITTEN = ("log_dir",)  # the fields of a config that name what its stage writes; all other paths it reads
 A_FEW = 100  # entries of a folder that are looked at before its stage starts
@@ -52,11 +54,19 @@ def prepare_store(folder: Path, uid: int, gid: int) -> None:
             )
 
 
-def leave_to_owner(folder: Path) -> None:
-    """What root made below a folder becomes its owner's, which the container runs as."""
-    if os.geteuid() == 0 and folder.exists():
-        about = folder.stat()
-        for path in folder.rglob("*"):
+@contextlib.contextmanager
+def as_the_owner(store: Store, name: str) -> Iterator[None]:
+    """What root makes at and below a folder of a store becomes its owner's, or that of the folder it is made in: a
+    container runs as that one."""
+    if store.local is None or os.geteuid() != 0:
+        yield
+        return
+    folder = store.local / name
+    way = [folder, *(place for place in folder.parents if place.is_relative_to(store.local))]
+    about = next(place for place in (*way, *store.local.parents) if place.exists()).stat()
+    yield
+    for path in (*way, *folder.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):  # a part that runs on renames its files
             os.chown(path, about.st_uid, about.st_gid)
 
 

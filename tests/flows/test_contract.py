@@ -13,7 +13,8 @@ from flows import environments
 from flows.config import load
 from flows.plan import Step, plan
 from flows.runners import ROOT
-from stages.contract import making, open_draft
+from flows.runners.mounts import as_the_owner
+from stages.contract import Request, making, open_draft
 from stages.events import Events
 from stages.job import FORCED, Job, Part
 from storage import Draft, Ledger, Store
@@ -95,6 +96,21 @@ def test_a_part_reads_the_ledgers_that_may_hold_its_items_and_no_others(ingest):
         job_of(ingest)
 
 
+def test_a_try_that_ends_early_keeps_what_the_one_before_it_did(ingest):
+    before = Ledger()
+    before.done("a", 1.5)
+    before.failed("b", ValueError("is broken"))
+    before.failed("c", ValueError("is broken"))
+    partial = Draft(Store(ingest.request.store), ingest.kind, ingest.key).partial
+    partial.write_table("ledger.parquet", before.table())
+    job = job_of(ingest)
+    job.ledger.done("c")
+    job.keep_ledger()
+    kept = {row["id"]: (row["status"], row["attempts"]) for row in partial.read_table("ledger.parquet").to_pylist()}
+    assert kept == {"a": ("done", 1), "b": ("failed", 1), "c": ("done", 2)}
+    assert job.ledger.table()["id"].to_pylist() == ["c"]  # what is published is what this try has seen
+
+
 def test_what_was_begun_by_force_stays_so_for_the_tries_that_follow(ingest):
     store, draft = Store(ingest.request.store), Draft(Store(ingest.request.store), ingest.kind, ingest.key)
     draft.publish(Ledger(), {"counts": {"failed": 0}})
@@ -105,6 +121,20 @@ def test_what_was_begun_by_force_stays_so_for_the_tries_that_follow(ingest):
     assert job_of(ingest).forced
     draft.publish(Ledger(), {})
     assert not job_of(ingest).forced
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user, which only root can")
+@pytest.mark.parametrize("there", ["", "artifacts/samples", "artifacts/samples/1/partial"])
+def test_what_root_makes_for_a_container_is_the_container_s(tmp_path, there):
+    (tmp_path / "store" / there).mkdir(parents=True)
+    for path in (tmp_path / "store", *(tmp_path / "store").rglob("*")):
+        os.chown(path, 10001, 10001)
+    store = Store(tmp_path / "store")
+    request = Request(stage="ingest", config={}, store=store.url, force=True)
+    with as_the_owner(store, folder_of("samples", "1")):
+        open_draft(request, store, "samples", "1")
+    made = [tmp_path / "store", *(tmp_path / "store").rglob("*")]
+    assert len(made) == 6 and {path.stat().st_uid for path in made} == {10001}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signals at a parent's death are Linux's")

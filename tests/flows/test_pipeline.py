@@ -6,18 +6,23 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
 
-from flows.config import STAGES, ConfigError
+from flows.config import STAGES, ConfigError, load
 from flows.parts import delays
 from flows.pipeline import pipeline
+from flows.plan import plan
+from flows.progress import Progress
 from flows.runners import StageFailed
-from stages.contract import BadInput
-from storage import MissingArtifact
+from stages.contract import BadInput, making
+from storage import Draft, MissingArtifact, Store
+from storage.artifacts import MANIFEST
 from tests.flows.laptop import Laptop
 from tests.flows.pretend import ROOT
 
@@ -68,20 +73,42 @@ def test_what_may_pass_later_is_tried_again(pretend, at_once):
 
 def test_a_retry_of_what_is_made_again_by_force_takes_up_what_the_try_before_it_left(pretend, at_once):
     first = pipeline(str(pretend.config))
-    left = pretend.store / "artifacts" / "samples" / first["samples"] / "partial" / "half"
     pretend.behave(
         "ingest",
-        f"""
-half = pathlib.Path({str(left)!r})
+        """
+from stages.contract import open_draft
+from storage import is_published
+store, key = Store(request.store), key_of(record_of(config, request.inputs, request.sources, request.only))
+half = Draft(store, config.KIND, key).partial
 if attempt == 2:
-    half.write_text("done")
+    os.kill(os.getpid(), 9)  # before it has begun
+if attempt == 3 and request.force and is_published(store, config.KIND, key):
+    open_draft(request, store, config.KIND, key)
+    half.write_bytes("half", b"done")
     end(75, "the disk was full")
-if not half.exists():
+if request.force or not half.exists("half"):
     end(65, "the half that was done is gone")
 """,
     )
     assert pipeline(str(pretend.config), force=["ingest"]) == first
-    assert pretend.tries("ingest") == 3 and not left.exists()
+    assert pretend.tries("ingest") == 4
+
+
+def test_a_run_beside_another_waits_without_its_places_and_takes_what_that_one_makes(pretend, monkeypatch):
+    first = pipeline(str(pretend.config))
+    step = plan(load(pretend.config))["ingest"]
+    store, draft = Store(step.request.store), Draft(Store(step.request.store), step.kind, step.key)
+    manifest = draft.read_bytes(MANIFEST)
+    draft.delete(MANIFEST)
+    told = threading.Event()
+    monkeypatch.setattr(Progress, "say", lambda self, message, level="info": told.set())
+    pretend.behave("ingest", "end(65, 'it is there')")
+    with ThreadPoolExecutor(1) as beside:
+        with making(store, step.kind, step.key, print):
+            again = beside.submit(pipeline, str(pretend.config))
+            assert told.wait(600)
+            draft.write_bytes(MANIFEST, manifest)
+        assert again.result() == first
 
 
 def test_videos_have_one_stage_more_and_a_given_checkpoint_one_less(laptop, pretend):

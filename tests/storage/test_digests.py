@@ -1,19 +1,22 @@
 """Digests are remembered, and forgotten when the file changes."""
 
+import contextlib
+import hashlib
+import io
 import os
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 import storage.digests
-from storage.digests import Digests, listing_digest, sha256_of
+from storage.digests import Digests, hashed, listing_digest
 
 
 def test_a_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
     file = tmp_path / "a.jpg"
     file.write_bytes(b"one")
-    reads = []
-    monkeypatch.setattr(storage.digests, "sha256_of", lambda path: reads.append(path) or sha256_of(path))
+    reads, for_reading = [], storage.digests._for_reading
+    monkeypatch.setattr(storage.digests, "_for_reading", lambda path: reads.append(path) or for_reading(path))
     digests = Digests(tmp_path / "memory.sqlite")
     first = digests.file(file)
     assert Digests(tmp_path / "memory.sqlite").file(file) == first and len(reads) == 1
@@ -32,6 +35,16 @@ def test_a_folder_is_its_names_and_bytes(tmp_path):
     assert digests.folder(folder) == before
     (folder / "a").rename(folder / "b")
     assert digests.folder(folder) != before
+
+
+def test_who_stops_listening_does_not_wait_for_the_end_of_a_large_file():
+    class Endless(io.RawIOBase):
+        def read(self, size=-1):
+            return b"x"
+
+    files = {"small": io.BytesIO(b"short"), "large": Endless()}
+    with contextlib.closing(hashed(files.get, files)) as found:
+        assert next(found) == ("small", hashlib.sha256(b"short").hexdigest())
 
 
 def test_a_fact_is_computed_once_for_equal_content(tmp_path):

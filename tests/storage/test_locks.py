@@ -53,6 +53,17 @@ def test_who_waits_is_told_and_a_killed_holder_holds_nothing(tmp_path):
     holder.join()
 
 
+def test_what_a_killed_holder_leaves_is_open_to_every_user(tmp_path):
+    begun = FORK.Event()
+    holder = FORK.Process(target=hold, args=(tmp_path, begun))
+    holder.start()
+    assert begun.wait(600)
+    holder.kill()
+    holder.join()
+    (left,) = (tmp_path / "artifacts" / "samples").iterdir()
+    assert left.stat().st_mode & 0o777 == 0o666
+
+
 def test_an_error_inside_lets_it_go_and_a_store_without_locks_has_none(tmp_path):
     for store in (Store(tmp_path), Store("memory://locks")):
         with pytest.raises(ValueError, match="inside"), alone(store, "artifacts/samples/1", lambda: None):
