@@ -19,7 +19,7 @@ from prefect import flow, get_client, task
 from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.futures import PrefectFuture
-from prefect.logging import get_run_logger
+from prefect.logging import get_logger, get_run_logger
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Crashed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
@@ -107,7 +107,8 @@ def run_parts(step: Step, parts: int, settings: RunnerSettings, retries: int) ->
     side_by_side = in_parts.with_options(
         name=f"{step.stage} in parts", task_runner=task_runner(settings), flow_run_name=f"{step.stage} {step.key[:12]}"
     )
-    side_by_side(step.request, parts, left, settings, retries)
+    with connected(settings, step.stage, retries):
+        side_by_side(step.request, parts, left, settings, retries)
 
 
 def unfinished(step: Step, parts: int) -> list[int]:
@@ -130,6 +131,34 @@ def task_runner(settings: RunnerSettings) -> TaskRunner:
             return DaskTaskRunner(address=f"tcp://{address}")
         case _:
             return ThreadPoolTaskRunner(max_workers=settings.side_by_side)
+
+
+@contextlib.contextmanager
+def connected(settings: RunnerSettings, stage: str, retries: int) -> Iterator[None]:
+    """A connection to the Ray cluster, where parts run on one; a busy one may take none at the first try.
+
+    The task runner would make it after the flow of the parts has begun, which would be Running for ever without it.
+    Raises StageFailed."""
+    if not (settings.cluster or "").startswith("ray"):
+        yield
+        return
+    import ray
+
+    runner = task_runner(settings)
+    for delay in (*delays(retries), None):
+        try:
+            ray.init(runner.address, **runner.init_kwargs)
+            break
+        except ConnectionError as error:
+            said = f"runner.cluster {settings.cluster}: {error}"
+            if delay is None:
+                raise StageFailed(stage, TryAgain.exit_code, said) from None
+            get_logger("malmm").warning("%s; the next try follows after %s s", said, delay)
+            time.sleep(delay)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def claim(settings: RunnerSettings, stage: str) -> contextlib.AbstractContextManager:

@@ -1,4 +1,4 @@
-"""Runs each folder of tests in the environment of its stage, three at a time; `make test` calls it.
+"""Runs each folder of tests in the environment of its stage, two at a time; `make test` calls it.
 
     .envs/orchestrator/bin/python tests/run.py [a folder or file under tests/ ...] [options of pytest ...]
 
@@ -34,7 +34,7 @@ SUITES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("finetune", ("malmm", "finetune")),
     ("ingest", ("ingest",)),
 )
-SIDE_BY_SIDE = 3  # more than the cores of a small machine: the orchestrator's tests often wait
+SIDE_BY_SIDE = 2
 NOTHING_COLLECTED = 5  # pytest's exit status
 
 

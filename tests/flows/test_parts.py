@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterName
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import parts
@@ -137,6 +138,22 @@ def test_parts_that_are_finished_are_not_started_again(steps, monkeypatch):
     partial.write_bytes(finished(Part(number=1, of=3)), b"")
     run_parts(step, 3, SIDE_BY_SIDE, retries=0)
     assert len(flaky.seen) == 4
+
+
+def test_a_cluster_that_takes_no_connection_is_asked_again_before_the_flow_of_parts_begins(steps, monkeypatch):
+    tries = []
+
+    def init(address, **options):
+        tries.append(address)
+        raise ConnectionError("the client server did not start")
+
+    monkeypatch.setattr("ray.init", init)
+    with get_client(sync_client=True) as client:
+        before = client.read_flow_runs(limit=1, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
+        with pytest.raises(StageFailed, match="ray://head:10001: the client server did not start") as failed:
+            run_parts(steps["embed_imagebind"], 2, RunnerSettings(cluster="ray://head:10001"), retries=2)
+        assert client.read_flow_runs(limit=1, sort=FlowRunSort.EXPECTED_START_TIME_DESC) == before
+    assert failed.value.code == 75 and tries == ["ray://head:10001"] * 3
 
 
 def test_a_node_of_another_version_and_a_cluster_without_a_server_are_refused(steps):

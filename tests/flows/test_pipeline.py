@@ -100,15 +100,21 @@ def test_a_run_beside_another_waits_without_its_places_and_takes_what_that_one_m
     store, draft = Store(step.request.store), Draft(Store(step.request.store), step.kind, step.key)
     manifest = draft.read_bytes(MANIFEST)
     draft.delete(MANIFEST)
-    told = threading.Event()
+    held, told = threading.Event(), threading.Event()
     monkeypatch.setattr(Progress, "say", lambda self, message, level="info": told.set())
     pretend.behave("ingest", "end(65, 'it is there')")
-    with ThreadPoolExecutor(1) as beside:
+
+    def make() -> None:
         with making(store, step.kind, step.key, print):
-            again = beside.submit(pipeline, str(pretend.config))
+            held.set()
             assert told.wait(600)
             draft.write_bytes(MANIFEST, manifest)
-        assert again.result() == first
+
+    with ThreadPoolExecutor(1) as beside:
+        made = beside.submit(make)
+        assert held.wait(600)
+        assert pipeline(str(pretend.config)) == first
+        made.result()
 
 
 def test_videos_have_one_stage_more_and_a_given_checkpoint_one_less(laptop, pretend):
